@@ -35,15 +35,20 @@ struct Consistency {
     want_err: bool,
 }
 
-/// The vectors also hold hashes of other lengths; those become distinct hashes of 32 bytes.
-fn hash(text: &str) -> TreeHash {
+/// `None` for a hash of another length, which our type cannot hold and so refuses.
+fn hash(text: &str) -> Option<TreeHash> {
     let bytes = BASE64.decode(text.as_bytes()).unwrap();
-    let hashed: [u8; 32] = Sha256::digest([b"odd length", &*bytes].concat()).into();
-    TreeHash::from_bytes(bytes.try_into().unwrap_or(hashed))
+    Some(TreeHash::from_bytes(bytes.try_into().ok()?))
+}
+
+/// The consistency vectors accept equal roots of any length; those become distinct hashes.
+fn root(text: &str) -> TreeHash {
+    let odd = || Sha256::digest(["odd length", text].concat()).into();
+    hash(text).unwrap_or_else(|| TreeHash::from_bytes(odd()))
 }
 
 fn hashes(texts: Option<Vec<String>>) -> Vec<TreeHash> {
-    texts.iter().flatten().map(|text| hash(text)).collect()
+    texts.iter().flatten().map(|text| root(text)).collect()
 }
 
 #[test]
@@ -52,10 +57,13 @@ fn inclusion_vectors() {
     let cases: Vec<Inclusion> = serde_json::from_str(text).unwrap();
     assert_eq!(cases.len(), 98);
     for case in cases {
-        let (leaf, root) = (hash(&case.leaf_hash), hash(&case.root));
         let proof = hashes(case.proof);
-        let result = verify_inclusion(&leaf, case.leaf_idx, case.tree_size, &proof, &root);
-        assert_eq!(result.is_err(), case.want_err, "{}: {result:?}", case.name);
+        let holds = hash(&case.leaf_hash)
+            .zip(hash(&case.root))
+            .is_some_and(|(leaf, root)| {
+                verify_inclusion(&leaf, case.leaf_idx, case.tree_size, &proof, &root).is_ok()
+            });
+        assert_eq!(holds, !case.want_err, "{}", case.name);
     }
 }
 
@@ -65,7 +73,7 @@ fn consistency_vectors() {
     let cases: Vec<Consistency> = serde_json::from_str(text).unwrap();
     assert_eq!(cases.len(), 98);
     for case in cases {
-        let (old, new) = (hash(&case.root1), hash(&case.root2));
+        let (old, new) = (root(&case.root1), root(&case.root2));
         let proof = hashes(case.proof);
         let result = verify_consistency(case.size1, case.size2, &proof, &old, &new);
         assert_eq!(result.is_err(), case.want_err, "{}: {result:?}", case.name);

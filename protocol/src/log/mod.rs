@@ -15,7 +15,7 @@ pub mod tree;
 
 pub use bundle::{BundleError, ENTRY_BYTES_MAX, Entries};
 pub use checkpoint::{Checkpoint, CheckpointError, SignedCheckpoint};
-pub use hash::TreeHash;
+pub use hash::{HASH_BYTES, TreeHash};
 pub use note::{KeyName, Note, NoteError, NoteSignature, NoteSigner, NoteVerifier};
 pub use proof::{
     HashSource, ProofError, consistency_proof, inclusion_proof, root_of, verify_consistency,

@@ -1,1 +1,3 @@
-//! x
+//! The node: daemon and command line as a library.
+
+pub mod journal;

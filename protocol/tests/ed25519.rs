@@ -13,7 +13,14 @@ struct Vector {
     key: String,
     sig: String,
     msg: String,
-    flags: Vec<Flag>,
+    /// Null where nothing is odd.
+    flags: Option<Vec<Flag>>,
+}
+
+impl Vector {
+    fn flags(&self) -> &[Flag] {
+        self.flags.as_deref().unwrap_or_default()
+    }
 }
 
 /// What is odd about a vector. Each holds for some verifier in the world.
@@ -63,7 +70,7 @@ fn strict_verification_agrees_with_every_vector() {
     let vectors = vectors();
     assert_eq!(vectors.len(), 914);
     for vector in &vectors {
-        let refused = vector.flags.iter().any(|flag| flag.is_refused());
+        let refused = vector.flags().iter().any(|flag| flag.is_refused());
         assert_eq!(verdict(vector).is_err(), refused, "{}: {:?}", vector.number, vector.flags);
     }
     assert_eq!(vectors.iter().filter(|vector| verdict(vector).is_ok()).count(), 43);
@@ -73,7 +80,7 @@ fn strict_verification_agrees_with_every_vector() {
 #[test]
 fn keys_of_small_order_are_weak() {
     for vector in vectors() {
-        let weak = vector.flags.contains(&Flag::LowOrderKey);
+        let weak = vector.flags().contains(&Flag::LowOrderKey);
         let found = verdict(&vector) == Err(EnvelopeError::WeakKey);
         assert_eq!(found, weak, "{}: {:?}", vector.number, vector.flags);
     }
@@ -95,7 +102,7 @@ fn lax_verification_would_take_more() {
 /// Goal: no second S. Method: add the group order to the S of a good signature.
 #[test]
 fn a_second_encoding_of_s_is_refused() {
-    let good = vectors().into_iter().find(|vector| vector.flags.is_empty()).unwrap();
+    let good = vectors().into_iter().find(|vector| vector.flags().is_empty()).unwrap();
     let mut sig: [u8; 64] = bytes(&good.sig);
     let order: [u8; 32] = bytes("edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010");
     let mut carry = 0;

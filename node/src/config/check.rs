@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use allmend_protocol::units::Jurisdiction;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-use super::country::Country;
+use super::country;
 use super::settings::{AddressUse, Kind, LogLevel, Setting};
 
 /// A value as somebody wrote it, whatever the setting.
@@ -60,7 +61,7 @@ impl Written {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Text(String),
-    Country(Option<Country>),
+    Country(Option<Jurisdiction>),
     Addresses(Vec<Multiaddr>),
     Socket(SocketAddr),
     Switch(bool),
@@ -90,7 +91,7 @@ pub(super) fn check(setting: &Setting, written: &Written) -> Result<Value, Wrong
     match (setting.kind, written) {
         (Kind::Text { bytes_max }, Written::Text(text)) => line(text, bytes_max).map(Value::Text),
         (Kind::Country, Written::Text(text)) if text.is_empty() => Ok(Value::Country(None)),
-        (Kind::Country, Written::Text(text)) => match text.parse() {
+        (Kind::Country, Written::Text(text)) => match country::parse(text) {
             Ok(country) => Ok(Value::Country(Some(country))),
             Err(why) => Err(Wrong::new(format!("{text:?} is not a country code"), why.to_string())),
         },
@@ -106,9 +107,11 @@ pub(super) fn check(setting: &Setting, written: &Written) -> Result<Value, Wrong
             Ok(Value::Count(None))
         }
         (Kind::Count { min, max, .. }, Written::Integer(number)) => {
-            let fits = number.and_then(|n| u64::try_from(n).ok()).filter(|n| (min..=max).contains(&n));
+            let fits =
+                number.and_then(|n| u64::try_from(n).ok()).filter(|n| (min..=max).contains(&n));
             fits.map(|n| Value::Count(Some(n))).ok_or_else(|| {
-                let side = if number.is_some_and(|n| n < i128::from(min)) { "small" } else { "large" };
+                let side =
+                    if number.is_some_and(|n| n < i128::from(min)) { "small" } else { "large" };
                 let shown = number.map_or_else(|| "the number".to_owned(), |n| n.to_string());
                 Wrong::new(format!("{shown} is too {side}"), expected(setting))
             })
@@ -184,7 +187,10 @@ fn line(text: &str, bytes_max: usize) -> Result<String, Wrong> {
         ));
     }
     if text.chars().any(char::is_control) {
-        return Err(Wrong::new("it holds a line break or another control character", "write one line"));
+        return Err(Wrong::new(
+            "it holds a line break or another control character",
+            "write one line",
+        ));
     }
     Ok(text.to_owned())
 }
@@ -214,7 +220,8 @@ fn address(role: AddressUse, text: &str) -> Result<Multiaddr, Wrong> {
         AddressUse::Announce => "/ip4/192.0.2.7/tcp/7700 or /dns/node.example.org/udp/7700/quic-v1",
         AddressUse::Dial => "/dns/node.example.org/tcp/7700/p2p/12D3KooW…",
     };
-    let wrong = |what: &str| Wrong::new(format!("{text:?} {what}"), format!("write it like {example}"));
+    let wrong =
+        |what: &str| Wrong::new(format!("{text:?} {what}"), format!("write it like {example}"));
     let address: Multiaddr = text.parse().map_err(|_| wrong("is not a multiaddr"))?;
     let mut rest: Vec<Protocol<'_>> = address.iter().collect();
     let named_peer = matches!(rest.last(), Some(Protocol::P2p(_)));
@@ -228,13 +235,13 @@ fn address(role: AddressUse, text: &str) -> Result<Multiaddr, Wrong> {
     }
     let host = match rest.first() {
         Some(Protocol::Ip4(_) | Protocol::Ip6(_)) => true,
-        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_)) => role != AddressUse::Listen,
+        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_)) => {
+            role != AddressUse::Listen
+        }
         _ => false,
     };
-    let transport = matches!(
-        rest.get(1..),
-        Some([Protocol::Tcp(_)] | [Protocol::Udp(_), Protocol::QuicV1])
-    );
+    let transport =
+        matches!(rest.get(1..), Some([Protocol::Tcp(_)] | [Protocol::Udp(_), Protocol::QuicV1]));
     match (host, transport) {
         (true, true) => Ok(address),
         (false, _) => Err(wrong("does not start with a host that fits here")),

@@ -1,11 +1,6 @@
 //! Two-letter country codes, ISO 3166-1 alpha-2.
 
-use std::fmt;
-use std::str::FromStr;
-
-/// An assigned country code such as `CH`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Country([u8; 2]);
+use allmend_protocol::units::Jurisdiction;
 
 /// Officially assigned codes (ISO 3166-1, 249 entries), sorted.
 const ASSIGNED: &str = "AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ \
@@ -17,65 +12,48 @@ const ASSIGNED: &str = "AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD
     PY QA RE RO RS RU RW SA SB SC SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY SZ TC TD TF TG \
     TH TJ TK TL TM TN TO TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS YE YT ZA ZM ZW";
 
-/// Why a text is no [`Country`]; prints as a hint.
+/// Why a text is no country; prints as a hint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoCountry {
+pub(super) enum NoCountry {
     /// Not two letters.
     #[error("use the two-letter code of ISO 3166-1, such as CH, NO or DE")]
     NotTwoLetters,
     /// Two letters in lower case.
     #[error("write it in capitals: {0}")]
-    LowerCase(Country),
+    LowerCase(Jurisdiction),
     /// Often taken for a code, but another one is meant.
     #[error("the code is {0}")]
-    Meant(Country),
+    Meant(Jurisdiction),
     /// Two capitals that are not assigned.
     #[error("no country has this code in ISO 3166-1")]
     Unassigned,
 }
 
-impl Country {
-    /// The two letters.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        // Only built from entries of the ASCII list above.
-        std::str::from_utf8(&self.0).unwrap_or("??")
+/// Parses an assigned code, and says what was probably meant if it is none.
+///
+/// The protocol accepts any two letters; here a person types them, so a slip is worth catching.
+pub(super) fn parse(text: &str) -> Result<Jurisdiction, NoCountry> {
+    if let Some(country) = assigned(text) {
+        return Ok(country);
     }
-
-    fn assigned(code: &str) -> Option<Self> {
-        let bytes: [u8; 2] = code.as_bytes().try_into().ok()?;
-        ASSIGNED.split(' ').any(|known| known == code).then_some(Self(bytes))
+    if text.len() != 2 || !text.bytes().all(|b| b.is_ascii_alphabetic()) {
+        return Err(NoCountry::NotTwoLetters);
     }
+    let upper = text.to_ascii_uppercase();
+    let meant = match upper.as_str() {
+        "UK" => assigned("GB"),
+        "EL" => assigned("GR"),
+        _ => None,
+    };
+    Err(match (meant, assigned(&upper)) {
+        (Some(meant), _) => NoCountry::Meant(meant),
+        (None, Some(country)) => NoCountry::LowerCase(country),
+        (None, None) => NoCountry::Unassigned,
+    })
 }
 
-impl fmt::Display for Country {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Country {
-    type Err = NoCountry;
-
-    fn from_str(text: &str) -> Result<Self, NoCountry> {
-        if let Some(country) = Self::assigned(text) {
-            return Ok(country);
-        }
-        if text.len() != 2 || !text.bytes().all(|b| b.is_ascii_alphabetic()) {
-            return Err(NoCountry::NotTwoLetters);
-        }
-        let upper = text.to_ascii_uppercase();
-        let meant = match upper.as_str() {
-            "UK" => Self::assigned("GB"),
-            "EL" => Self::assigned("GR"),
-            _ => None,
-        };
-        Err(match (meant, Self::assigned(&upper)) {
-            (Some(meant), _) => NoCountry::Meant(meant),
-            (None, Some(country)) => NoCountry::LowerCase(country),
-            (None, None) => NoCountry::Unassigned,
-        })
-    }
+fn assigned(code: &str) -> Option<Jurisdiction> {
+    ASSIGNED.split(' ').any(|known| known == code).then(|| Jurisdiction::new(code)).flatten()
 }
 
 #[cfg(test)]
@@ -93,17 +71,17 @@ mod tests {
 
     #[test]
     fn says_what_was_meant() {
-        assert_eq!("CH".parse::<Country>().unwrap().to_string(), "CH");
-        assert_eq!("ch".parse::<Country>().unwrap_err().to_string(), "write it in capitals: CH");
-        assert_eq!("UK".parse::<Country>().unwrap_err().to_string(), "the code is GB");
-        assert_eq!("XX".parse::<Country>(), Err(NoCountry::Unassigned));
-        assert_eq!("Schweiz".parse::<Country>(), Err(NoCountry::NotTwoLetters));
+        assert_eq!(parse("CH").unwrap().to_string(), "CH");
+        assert_eq!(parse("ch").unwrap_err().to_string(), "write it in capitals: CH");
+        assert_eq!(parse("UK").unwrap_err().to_string(), "the code is GB");
+        assert_eq!(parse("XX"), Err(NoCountry::Unassigned));
+        assert_eq!(parse("Schweiz"), Err(NoCountry::NotTwoLetters));
     }
 
     proptest! {
         #[test]
         fn never_panics(text: String) {
-            let _ = text.parse::<Country>();
+            let _ = parse(&text);
         }
     }
 }

@@ -6,14 +6,14 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use allmend_protocol::units::{Jurisdiction, Rates};
 use libp2p::Multiaddr;
 
 use super::check::{self, Value, Written};
-use super::country::Country;
 use super::error::{ConfigError, Origin, Problem};
 use super::file::{self, FILE_BYTES_MAX, Parsed};
 use super::settings::{
-    Config, Debug, Kind, Limits, LogLevel, Prices, SETTINGS, Setting, Storage, Timing, Transport,
+    Config, Debug, Kind, Limits, LogLevel, SETTINGS, Setting, Storage, Timing, Transport,
 };
 
 /// Variables with our prefix that are not settings of the file.
@@ -104,7 +104,9 @@ fn read(file: &Path) -> Result<String, ConfigError> {
     let mut text = String::new();
     opened.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
     if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(unreadable(io::Error::other(format!("it is larger than {FILE_BYTES_MAX} bytes"))));
+        return Err(unreadable(io::Error::other(format!(
+            "it is larger than {FILE_BYTES_MAX} bytes"
+        ))));
     }
     Ok(text)
 }
@@ -259,7 +261,9 @@ impl Values {
 
     fn origins(&self) -> Vec<Effective> {
         let known = SETTINGS.iter().filter(|setting| self.0.contains_key(setting.key));
-        known.map(|setting| Effective { key: setting.key, origin: self.origin(setting.key) }).collect()
+        known
+            .map(|setting| Effective { key: setting.key, origin: self.origin(setting.key) })
+            .collect()
     }
 
     fn build(&self, policy: toml::Table, host: &str) -> Config {
@@ -296,10 +300,9 @@ impl Values {
                 advert_interval_ms: self.count("timing.advert_interval_ms"),
                 drain_timeout_s: self.count("timing.drain_timeout_s"),
             },
-            prices: Prices {
-                prompt_microcredits_per_1000: self.count("prices.prompt_microcredits_per_1000"),
-                completion_microcredits_per_1000: self
-                    .count("prices.completion_microcredits_per_1000"),
+            rates: Rates {
+                prompt: self.count("prices.prompt_microcredits_per_1000"),
+                completion: self.count("prices.completion_microcredits_per_1000"),
             },
             debug: Debug { tap_dir: self.path("debug.tap_dir") },
             policy,
@@ -323,7 +326,7 @@ macro_rules! read_as {
 
 read_as! {
     text: Text -> String;
-    country: Country -> Option<Country>;
+    country: Country -> Option<Jurisdiction>;
     addresses: Addresses -> Vec<Multiaddr>;
     socket: Socket -> SocketAddr;
     switch: Switch -> bool;

@@ -31,7 +31,8 @@ fn an_empty_file_gives_defaults() {
 #[test]
 fn flag_over_environment_over_file_over_default() {
     let text = "[limits]\nslots = 2\nthreads = 3\ncontext_tokens_max = 512\n";
-    let vars = env(&[("ALLMEND_LIMITS_SLOTS", "4"), ("ALLMEND_LIMITS_THREADS", "5"), ("HOME", "/")]);
+    let vars =
+        env(&[("ALLMEND_LIMITS_SLOTS", "4"), ("ALLMEND_LIMITS_THREADS", "5"), ("HOME", "/")]);
     let mut flags = Overrides::default();
     flags.assign("limits.slots=6").unwrap();
     let loaded = combine(Path::new("c.toml"), text, vars, &flags, "host").unwrap();
@@ -62,18 +63,50 @@ fn the_annotated_file_means_the_defaults() {
 #[test]
 fn errors_name_line_column_key_and_hint() {
     let cases = [
-        ("\n[limits]\nslots = 99\n", "config.toml:3:9: `limits.slots`: 99 is too large", "0 to 64 jobs"),
-        ("[limits]\nslots = -1", "config.toml:2:9: `limits.slots`: -1 is too small", "0 to 64 jobs"),
-        ("[limits]\nslot = 1", "config.toml:2:1: `limits.slot`: there is no such setting", "`limits.slots`"),
+        (
+            "\n[limits]\nslots = 99\n",
+            "config.toml:3:9: `limits.slots`: 99 is too large",
+            "0 to 64 jobs",
+        ),
+        (
+            "[limits]\nslots = -1",
+            "config.toml:2:9: `limits.slots`: -1 is too small",
+            "0 to 64 jobs",
+        ),
+        (
+            "[limits]\nslot = 1",
+            "config.toml:2:1: `limits.slot`: there is no such setting",
+            "`limits.slots`",
+        ),
         ("[limts]\nslots = 1", "config.toml:1:2: `limts`: there is no such setting", "`limits`"),
         ("slots = 1", "config.toml:1:1: `slots`: there is no such setting", "`limits.slots`"),
         ("limits = 1", "config.toml:1:10: `limits`: this is a section, not a value", "[limits]"),
         ("name = 7", "config.toml:1:8: `name`: expected text in quotes, found a number", "name = "),
-        ("jurisdiction = \"UK\"", "config.toml:1:16: `jurisdiction`: \"UK\" is not a country code", "GB"),
-        ("log_level = \"inof\"", "config.toml:1:13: `log_level`: \"inof\" is not a choice", "\"info\""),
-        ("bulk_listen = \"7701\"", "config.toml:1:15: `bulk_listen`: \"7701\" is not an IP address with a port", "[::]:7701"),
-        ("[limits]\nthreads = \"all\"", "config.toml:2:11: `limits.threads`: expected a whole number or \"auto\", found text", "or \"auto\""),
-        ("[transport]\nudp = 1.5", "config.toml:2:7: `transport.udp`: expected true or false, found a number with a fraction", "true or false"),
+        (
+            "jurisdiction = \"UK\"",
+            "config.toml:1:16: `jurisdiction`: \"UK\" is not a country code",
+            "GB",
+        ),
+        (
+            "log_level = \"inof\"",
+            "config.toml:1:13: `log_level`: \"inof\" is not a choice",
+            "\"info\"",
+        ),
+        (
+            "bulk_listen = \"7701\"",
+            "config.toml:1:15: `bulk_listen`: \"7701\" is not an IP address with a port",
+            "[::]:7701",
+        ),
+        (
+            "[limits]\nthreads = \"all\"",
+            "config.toml:2:11: `limits.threads`: expected a whole number or \"auto\", found text",
+            "or \"auto\"",
+        ),
+        (
+            "[transport]\nudp = 1.5",
+            "config.toml:2:7: `transport.udp`: expected true or false, found a number with a fraction",
+            "true or false",
+        ),
         ("policy = 3", "config.toml:1:10: `policy`: expected a table, found a number", ""),
     ];
     for (text, said, hinted) in cases {
@@ -87,11 +120,17 @@ fn errors_name_line_column_key_and_hint() {
 fn addresses_are_checked_one_by_one() {
     let text = "control_listen = [\n  \"/ip4/0.0.0.0/tcp/1\",\n  \"/ip4/0.0.0.0/sctp/2\",\n]";
     let (line, _) = problem(text);
-    assert!(line.starts_with("config.toml:3:3: `control_listen`: \"/ip4/0.0.0.0/sctp/2\" is neither"), "{line}");
+    assert!(
+        line.starts_with("config.toml:3:3: `control_listen`: \"/ip4/0.0.0.0/sctp/2\" is neither"),
+        "{line}"
+    );
     assert!(problem("control_listen = [\"/dns/x.example/tcp/1\"]").0.contains("host that fits"));
-    assert!(problem("bootstrap = [\"/ip4/192.0.2.1/tcp/7700\"]").0.contains("does not name the peer"));
+    assert!(
+        problem("bootstrap = [\"/ip4/192.0.2.1/tcp/7700\"]").0.contains("does not name the peer")
+    );
     assert!(problem("external_addresses = [\"nonsense\"]").0.contains("is not a multiaddr"));
-    let peer = "/dns/a.example/udp/7700/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+    let peer =
+        "/dns/a.example/udp/7700/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
     assert_eq!(from_file(&format!("bootstrap = [\"{peer}\"]")).unwrap().config.bootstrap.len(), 1);
 }
 

@@ -15,12 +15,13 @@ mod load;
 mod print;
 mod settings;
 
-pub use country::Country;
 pub use error::{ConfigError, Origin, Place, Problem};
-pub use keys::{Identity, KeyError, SealingKey};
-pub use layout::{Layout, LayoutError};
+pub use keys::{Identity, KeyError, SealingSecret};
+pub(crate) use layout::create_private_dir;
+pub use layout::{Layout, LayoutError, write_private};
 pub use load::{Effective, Loaded, Overrides, load};
 pub use print::{annotated, markdown};
 pub use settings::{
-    AddressUse, Config, Debug, Kind, Limits, LogLevel, Prices, SETTINGS, Setting, Storage, Timing, Transport,
+    AddressUse, Config, Debug, Kind, Limits, LogLevel, SETTINGS, Setting, Storage, Timing,
+    Transport,
 };

@@ -56,8 +56,12 @@ pub fn markdown() -> String {
         let (this, key) = setting.section();
         if section != Some(this) {
             section = Some(this);
-            let title = if this.is_empty() { "Top level".to_owned() } else { format!("`[{this}]`") };
-            let _ = write!(text, "\n## {title}\n\n| Setting | Default | Values | Variable |\n|---|---|---|---|\n");
+            let title =
+                if this.is_empty() { "Top level".to_owned() } else { format!("`[{this}]`") };
+            let _ = write!(
+                text,
+                "\n## {title}\n\n| Setting | Default | Values | Variable |\n|---|---|---|---|\n"
+            );
         }
         let env = setting.env().map_or_else(|| "–".to_owned(), |name| format!("`{name}`"));
         let _ = writeln!(

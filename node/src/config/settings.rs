@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use allmend_protocol::units::{Jurisdiction, Rates};
 use libp2p::Multiaddr;
-
-use super::country::Country;
 
 /// What values a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +183,11 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "limits.memory_mib",
-        kind: count_or_auto(64, 16 * 1024 * 1024, "three quarters of the memory this process may use"),
+        kind: count_or_auto(
+            64,
+            16 * 1024 * 1024,
+            "three quarters of the memory this process may use",
+        ),
         default: r#""auto""#,
         unit: "MiB",
         doc: "Memory that all workers together may use. A job that needs more is refused.",
@@ -338,7 +341,7 @@ pub struct Config {
     /// `institution`; empty if not given.
     pub institution: String,
     /// `jurisdiction`.
-    pub jurisdiction: Option<Country>,
+    pub jurisdiction: Option<Jurisdiction>,
     /// `control_listen`, without UDP entries if UDP is off; never empty.
     pub control_listen: Vec<Multiaddr>,
     /// `bulk_listen`.
@@ -358,7 +361,7 @@ pub struct Config {
     /// `[timing]`.
     pub timing: Timing,
     /// `[prices]`.
-    pub prices: Prices,
+    pub rates: Rates,
     /// `[debug]`.
     pub debug: Debug,
     /// `[policy]`, unchecked: the scheduler crate reads it.
@@ -413,15 +416,6 @@ pub struct Timing {
     pub advert_interval_ms: u64,
     /// Seconds given to running jobs when draining.
     pub drain_timeout_s: u64,
-}
-
-/// `[prices]`, in micro-credits per 1,000 tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prices {
-    /// For tokens of the prompt.
-    pub prompt_microcredits_per_1000: u64,
-    /// For tokens of the answer.
-    pub completion_microcredits_per_1000: u64,
 }
 
 /// `[debug]`.

@@ -392,6 +392,15 @@ mod tests {
     }
 
     #[test]
+    fn the_operator_page_lists_every_code() {
+        let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operate.md"));
+        for class in ExitClass::ALL {
+            let row = format!("| {} | {} |", class.code(), class.meaning());
+            assert!(page.contains(&row), "docs/operate.md lacks: {row}");
+        }
+    }
+
+    #[test]
     fn json_names_class_and_code() {
         let json = Failure::new(ExitClass::NoRoom, "full").to_json();
         assert_eq!(json["class"], "no_room");

@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 
+use allmend_protocol::time::{DurationMs, Timestamp};
+use allmend_protocol::units::Credits;
+
 /// `bytes` with a binary unit and three significant figures at most: `93.8 MiB`.
 #[must_use]
 pub fn bytes(bytes: u64) -> String {
@@ -31,9 +34,10 @@ pub fn mib(mib: u64) -> String {
     bytes(mib.saturating_mul(1024 * 1024))
 }
 
-/// A duration of `ms` milliseconds with its two largest units: `450 ms`, `3.2 s`, `4 min 05 s`.
+/// A duration with its two largest units: `450 ms`, `3.2 s`, `4 min 05 s`.
 #[must_use]
-pub fn duration_ms(ms: u64) -> String {
+pub fn duration(duration: DurationMs) -> String {
+    let ms = duration.as_ms();
     let seconds = ms / 1000;
     match seconds {
         0 => format!("{ms} ms"),
@@ -44,12 +48,12 @@ pub fn duration_ms(ms: u64) -> String {
     }
 }
 
-/// How long before `now_ms` the instant `then_ms` was, roughly: `just now`, `3 min ago`.
+/// How long before `now` the instant `then` was, roughly: `just now`, `3 min ago`.
 ///
 /// An instant in the future reads `just now`, since clocks differ.
 #[must_use]
-pub fn ago(then_ms: u64, now_ms: u64) -> String {
-    let seconds = now_ms.saturating_sub(then_ms) / 1000;
+pub fn ago(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.since(then).as_ms() / 1000;
     match seconds {
         0..=4 => "just now".to_owned(),
         5..=59 => format!("{seconds} s ago"),
@@ -59,19 +63,13 @@ pub fn ago(then_ms: u64, now_ms: u64) -> String {
     }
 }
 
-/// Micro-credits as credits, without trailing zeros: `1.25 credits`.
+/// Credits without trailing zeros: `1.25 credits`.
 #[must_use]
-pub fn credits(micro: i128) -> String {
-    let sign = if micro < 0 { "-" } else { "" };
-    let whole = micro.unsigned_abs() / 1_000_000;
-    let fraction = format!("{:06}", micro.unsigned_abs() % 1_000_000);
-    let fraction = fraction.trim_end_matches('0');
-    let unit = if micro == 1_000_000 { "credit" } else { "credits" };
-    if fraction.is_empty() {
-        format!("{sign}{whole} {unit}")
-    } else {
-        format!("{sign}{whole}.{fraction} {unit}")
-    }
+pub fn credits(amount: Credits) -> String {
+    let exact = amount.to_string();
+    let short = exact.trim_end_matches('0').trim_end_matches('.');
+    let unit = if short == "1" { "credit" } else { "credits" };
+    format!("{short} {unit}")
 }
 
 /// `number` with thousands separated: `12,345`.
@@ -86,32 +84,6 @@ pub fn count(number: u64) -> String {
         grouped.push(digit);
     }
     grouped
-}
-
-/// Milliseconds since the Unix epoch as `2026-11-23T08:30:00Z` (RFC 3339, UTC).
-///
-/// Years after 9999 print with more digits.
-#[must_use]
-pub fn rfc3339(unix_ms: u64) -> String {
-    let seconds = unix_ms / 1000;
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Civil date from a day number; Howard Hinnant, "chrono-compatible low-level date algorithms".
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        second / 3600,
-        second % 3600 / 60,
-        second % 60
-    )
 }
 
 /// The first twelve characters of a hexadecimal id: enough to name it in practice.
@@ -162,29 +134,26 @@ mod tests {
 
     #[test]
     fn durations_and_ages() {
-        assert_eq!(duration_ms(450), "450 ms");
-        assert_eq!(duration_ms(3_249), "3.2 s");
-        assert_eq!(duration_ms(245_000), "4 min 05 s");
-        assert_eq!(duration_ms(3_720_000), "1 h 02 min");
-        assert_eq!(duration_ms(90_000_000), "1 d 01 h");
-        assert_eq!(ago(10_000, 9_000), "just now");
-        assert_eq!(ago(0, 3 * 60_000), "3 min ago");
+        let shown = |ms| duration(DurationMs::from_ms(ms));
+        assert_eq!(shown(450), "450 ms");
+        assert_eq!(shown(3_249), "3.2 s");
+        assert_eq!(shown(245_000), "4 min 05 s");
+        assert_eq!(shown(3_720_000), "1 h 02 min");
+        assert_eq!(shown(90_000_000), "1 d 01 h");
+        let at = Timestamp::from_ms;
+        assert_eq!(ago(at(10_000), at(9_000)), "just now");
+        assert_eq!(ago(at(0), at(3 * 60_000)), "3 min ago");
     }
 
     #[test]
     fn money_and_counts() {
-        assert_eq!(credits(1_250_000), "1.25 credits");
-        assert_eq!(credits(1_000_000), "1 credit");
-        assert_eq!(credits(-1), "-0.000001 credits");
+        let shown = |micro| credits(Credits::from_micro(micro));
+        assert_eq!(shown(1_250_000), "1.25 credits");
+        assert_eq!(shown(1_000_000), "1 credit");
+        assert_eq!(shown(0), "0 credits");
+        assert_eq!(shown(10_000_001), "10.000001 credits");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(123), "123");
-    }
-
-    #[test]
-    fn dates() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");
-        assert_eq!(rfc3339(1_795_422_600_123), "2026-11-23T08:30:00Z");
     }
 
     #[test]
@@ -195,9 +164,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_panics(number: u64, micro: i128, text: String) {
-            let _ = (bytes(number), mib(number), duration_ms(number), rfc3339(number));
-            let _ = (ago(number, 7), credits(micro), count(number), short_id(&text).len());
+        fn never_panics(number: u64, text: String) {
+            let _ = (bytes(number), mib(number), duration(DurationMs::from_ms(number)));
+            let _ = (credits(Credits::from_micro(number)), count(number), short_id(&text).len());
             prop_assert!(!printable(&text).chars().any(steers));
         }
     }

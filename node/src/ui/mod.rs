@@ -11,7 +11,7 @@ mod table;
 mod terminal;
 
 pub use failure::{Advice, ExitClass, Explain, Explainer, Explanation, Failure, explainer};
-pub use human::{ago, bytes, count, credits, duration_ms, mib, printable, rfc3339, short_id};
+pub use human::{ago, bytes, count, credits, duration, mib, printable, short_id};
 pub use progress::Progress;
 pub use table::{Align, Cell, Table};
 pub use terminal::{Style, Terminal};

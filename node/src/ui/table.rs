@@ -141,9 +141,8 @@ impl Table {
                 return widths;
             };
             // Squeeze the widest first, but not below the next: that keeps the short ones whole.
-            let squeezable = |index: &usize| {
-                self.columns[*index].squeezable && widths[*index] > SQUEEZED_MIN
-            };
+            let squeezable =
+                |index: &usize| self.columns[*index].squeezable && widths[*index] > SQUEEZED_MIN;
             let Some(widest) =
                 (0..widths.len()).filter(squeezable).max_by_key(|&index| widths[index])
             else {
@@ -185,10 +184,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn nodes() -> Table {
-        let mut table = Table::new()
-            .squeezable("NODE")
-            .column("SLOTS", Align::Right)
-            .squeezable("MODELS");
+        let mut table =
+            Table::new().squeezable("NODE").column("SLOTS", Align::Right).squeezable("MODELS");
         table.row(["zurich-1", "4", "smollm2-135m"]);
         table.row(["a-node-with-a-rather-long-name", "12", "smollm2-135m, apertus-8b"]);
         table

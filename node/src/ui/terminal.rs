@@ -203,9 +203,7 @@ impl Terminal {
 
 fn closed_pipe(error: &anyhow::Error) -> bool {
     // Only our own write to stdout comes up bare; a broken socket has context or another type.
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn terminal_width() -> usize {

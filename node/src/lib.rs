@@ -1,3 +1,8 @@
-//! The node: daemon and command line as a library.
+//! The node: what is done.
 
+pub mod config;
+pub mod device;
 pub mod journal;
+pub mod models;
+pub mod storage;
+pub mod ui;

@@ -1,5 +1,6 @@
 //! The node: what is done.
 
+pub mod audit;
 pub mod config;
 pub mod device;
 pub mod journal;

@@ -9,6 +9,7 @@ use allmend_protocol::log::{
     Checkpoint, Entries, FullTree, HASH_BYTES, NoteVerifier, SignedCheckpoint, TILE_WIDTH, Tile,
     TileKind, TreeHash, bundle::BUNDLE_BYTES_MAX, note::NOTE_BYTES_MAX,
 };
+use allmend_protocol::message::Kind;
 use sha2::{Digest as _, Sha256};
 
 use super::dir::{Dir, Unread};
@@ -165,8 +166,8 @@ impl ReadLog {
             };
             let row = self.read_row(dir, row, notes);
             let bundle = self.read_tile(dir, bundle, BUNDLE_BYTES_MAX, notes);
-            let (Some(row), Some(bundle)) = (row, bundle) else { return };
-            self.read_bundle(first, &bundle, &row, &mut disagreements);
+            let (Some(row), Some((bundle, exact))) = (row, bundle) else { return };
+            self.read_bundle(first, (&bundle, exact), &row, &mut disagreements);
             for (leaf, hash) in self.leaves[by_entries.size() as usize..].iter().zip(&row) {
                 by_entries.append(*leaf);
                 by_tiles.append(*hash);
@@ -185,18 +186,19 @@ impl ReadLog {
     fn read_bundle(
         &mut self,
         first: u64,
-        bundle: &[u8],
+        (bundle, exact): (&[u8], bool),
         row: &[TreeHash],
         disagreements: &mut Vec<Disagreement>,
     ) {
         let mut entries = Entries::new(bundle);
         let (mut broken, mut at) = (false, 0);
         for (index, hash) in (first..).zip(row) {
+            let start = at;
             let entry = if broken { None } else { entries.next().and_then(Result::ok) };
             let Some(entry) = entry else {
                 // Everything behind a changed length is unreadable; name where it begins.
                 if !broken {
-                    let kind = kind_of(bundle.get(at..).unwrap_or_default());
+                    let kind = kind_of(&bundle[start..]);
                     disagreements.push(Disagreement { index, kind, unframed: true });
                 }
                 broken = true;
@@ -206,27 +208,25 @@ impl ReadLog {
             at += 2 + entry.len();
             let leaf = TreeHash::leaf(entry);
             let envelope = Envelope::from_bytes(entry);
-            let kind = kind_of(entry);
             if leaf == *hash {
                 self.leaves.push(leaf);
-                self.take(index, kind, envelope.ok());
+                self.take(index, kind_of(entry), envelope.ok());
                 continue;
             }
             // A wrong length shifts all that follows: only the first of the run is to blame.
-            let shifted = entries.clone().next().is_some_and(|next| match next {
-                Ok(next) => {
-                    let position = (index - first) as usize + 1;
-                    row.get(position).is_some_and(|hash| TreeHash::leaf(next) != *hash)
-                }
-                Err(_) => true,
-            });
-            let last = index - first + 1 == row.len() as u64;
-            broken = envelope.is_err() && shifted && !last;
+            let fits = match (entries.clone().next(), row.get((index - first) as usize + 1)) {
+                (Some(Ok(next)), Some(hash)) => TreeHash::leaf(next) == *hash,
+                // Behind a partial tile that has been superseded, more entries follow.
+                (next, None) => next.is_none() || !exact,
+                _ => false,
+            };
+            broken = envelope.is_err() && !fits;
+            let kind = kind_of(if broken { &bundle[start..] } else { entry });
             disagreements.push(Disagreement { index, kind, unframed: broken });
             self.leaves.push(if broken { *hash } else { leaf });
         }
         // Bytes behind the last entry are in no hash.
-        if !broken && entries.next().is_some() {
+        if !broken && exact && entries.next().is_some() {
             let index = first + row.len() as u64 - 1;
             disagreements.push(Disagreement { index, kind: None, unframed: true });
         }
@@ -284,10 +284,11 @@ impl ReadLog {
     }
 
     fn read_row(&self, dir: &Dir, tile: Tile, notes: &mut Notes) -> Option<Vec<TreeHash>> {
-        let bytes = self.read_tile(dir, tile, usize::from(TILE_WIDTH) * HASH_BYTES, notes)?;
+        let bytes_max = usize::from(TILE_WIDTH) * HASH_BYTES;
+        let (bytes, exact) = self.read_tile(dir, tile, bytes_max, notes)?;
         let (hashes, rest) = bytes.as_chunks::<HASH_BYTES>();
         let width = usize::from(tile.width());
-        if !rest.is_empty() || hashes.len() < width {
+        if !rest.is_empty() || hashes.len() < width || (exact && hashes.len() > width) {
             let why = format!("{tile} does not hold {width} hashes");
             notes.find_log(&self.name, Fault::TileChanged, why);
             return None;
@@ -295,11 +296,20 @@ impl ReadLog {
         Some(hashes[..width].iter().map(|hash| TreeHash::from_bytes(*hash)).collect())
     }
 
-    /// Reads a tile; in place of a partial one that is gone, the full one.
-    fn read_tile(&self, dir: &Dir, tile: Tile, max: usize, notes: &mut Notes) -> Option<Vec<u8>> {
-        let read = match dir.read(&tile.to_string(), max) {
-            Err(Unread::Missing) if tile.is_partial() => dir.read(&tile.full().to_string(), max),
-            read => read,
+    /// Reads a tile and says whether it is that very one: a partial one that was superseded since
+    /// is found in the full one.
+    fn read_tile(
+        &self,
+        dir: &Dir,
+        tile: Tile,
+        bytes_max: usize,
+        notes: &mut Notes,
+    ) -> Option<(Vec<u8>, bool)> {
+        let read = match dir.read(&tile.to_string(), bytes_max) {
+            Err(Unread::Missing) if tile.is_partial() => {
+                dir.read(&tile.full().to_string(), bytes_max).map(|bytes| (bytes, false))
+            }
+            read => read.map(|bytes| (bytes, true)),
         };
         read.map_err(|why| {
             notes.find_log(&self.name, Fault::File, format!("{tile} {}", in_words(why)));
@@ -348,7 +358,7 @@ fn kind_of(entry: &[u8]) -> Option<String> {
         .take_while(|byte| byte.is_ascii_lowercase() || *byte == b'-')
         .take(32)
         .collect();
-    String::from_utf8(kind).ok().filter(|kind| !kind.is_empty())
+    String::from_utf8(kind).ok().filter(|kind| Kind::from_name(kind).is_some())
 }
 
 const fn in_words(why: Unread) -> &'static str {

@@ -31,6 +31,8 @@ fn a_flipped_byte_of_an_entry_is_named() {
     let written = world.write();
     let path = written.log(1, "tile/entries/000.p/6");
     let owners = owners(&world.leaves[0]);
+    let kinds: Vec<_> = (0..6).map(|n| world.message(1, n).kind().0.name()).collect();
+    let (mut named, mut tried) = (0, 0);
     assert_eq!(owners.len(), fs::read(&path).unwrap().len());
     let mut starts: Vec<usize> = (0..owners.len()).step_by(197).collect();
     starts.extend((1..owners.len()).filter(|at| owners[*at] != owners[at - 1]));
@@ -41,8 +43,14 @@ fn a_flipped_byte_of_an_entry_is_named() {
         let findings: Vec<_> = report.findings.iter().map(|f| (f.entry, f.what)).collect();
         assert_eq!(findings, [(Some(owners[at]), Fault::EntryChanged)], "byte {at}: {report:#?}");
         assert_eq!(report.findings[0].log, "node-1.test/log/0");
+        let kind = report.findings[0].kind.as_deref();
+        assert!(kind.is_none_or(|kind| kind == kinds[owners[at] as usize]), "byte {at}: {kind:?}");
+        named += usize::from(kind.is_some());
+        tried += 1;
         flip(&path, at);
     }
+    // Only where the flip hits the name of the type is the kind unknown.
+    assert!(named * 10 > tried * 8, "{named} of {tried}");
     assert!(written.audit().ok());
 }
 
@@ -50,6 +58,21 @@ fn first_fault(written: &Written) -> (Option<u64>, Fault) {
     let report = written.audit();
     let first = report.findings.first().expect("something is wrong");
     (first.entry, first.what)
+}
+
+/// Goal: a copy whose checkpoint is a little older than its tiles is in order.
+#[test]
+fn a_log_that_grew_while_it_was_copied_is_in_order() {
+    let mut world = World::new();
+    let written = world.write();
+    let older = fs::read(written.log(1, "checkpoint")).unwrap();
+    let cert = world.leaves[0][0].clone();
+    world.leaves[0].extend(vec![cert; 300]);
+    let written = world.write();
+    fs::write(written.log(1, "checkpoint"), older).unwrap();
+    let report = written.audit();
+    assert!(report.ok(), "{:#?}", report.findings);
+    assert_eq!(report.logs[0].size, 6);
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! What every command needs: the data directory, who we are, a connection to the node.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,7 +41,7 @@ pub(super) enum As {
 
 impl<'a> Context<'a> {
     pub(super) fn new(dir: Option<&Path>, terminal: &'a Terminal) -> anyhow::Result<Context<'a>> {
-        let layout = Layout::discover(dir, std::env::vars_os())?;
+        let layout = Layout::discover(dir, |name| std::env::var_os(name))?;
         Ok(Context { layout, terminal })
     }
 
@@ -52,11 +51,8 @@ impl<'a> Context<'a> {
         for assignment in set {
             overrides.assign(assignment)?;
         }
-        let vars: Vec<(OsString, OsString)> = std::env::vars_os()
-            // Where the directory is, is no setting within it.
-            .filter(|(name, _)| name != "ALLMEND_DIR")
-            .collect();
-        let Loaded { config, warnings, .. } = load(&self.layout.config(), vars, &overrides)?;
+        let Loaded { config, warnings, .. } =
+            load(&self.layout.config_file(), std::env::vars_os(), &overrides)?;
         for warning in warnings {
             self.terminal.warn(warning);
         }
@@ -77,7 +73,7 @@ impl<'a> Context<'a> {
                 error
             }
         })?;
-        let path = self.layout.home();
+        let path = self.layout.home_file();
         let home = std::fs::read(&path)
             .with_context(|| format!("cannot read {}", path.display()))
             .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))?;
@@ -86,7 +82,7 @@ impl<'a> Context<'a> {
 
     /// The node of this directory, if it runs.
     pub(super) fn daemon(&self) -> anyhow::Result<DaemonInfo> {
-        let path = self.layout.run_info();
+        let path = self.layout.daemon_file();
         let bytes = std::fs::read(&path).map_err(|_| {
             anyhow::Error::from(
                 Advice::new(ExitClass::Unreachable, "no node is running in this directory")
@@ -101,7 +97,7 @@ impl<'a> Context<'a> {
         let operator = match who {
             As::Operator => true,
             As::Researcher => false,
-            As::Anybody => self.layout.node_key().exists() && self.layout.run_info().exists(),
+            As::Anybody => self.layout.node_key().exists() && self.layout.daemon_file().exists(),
         };
         if operator {
             let identity = Identity::load(&self.layout.node_key())?;

@@ -91,6 +91,8 @@ paths! {
     daemon_lock = "run/daemon.lock";
     /// What the running daemon listens on, as JSON, for the command line.
     daemon_file = "run/daemon.json";
+    /// Where a researcher's home node is.
+    home_file = "home.json";
     /// The erasable register of names and salts.
     register = "register";
 }

@@ -44,6 +44,7 @@ pub struct Core {
     incarnation: u32,
     started: Option<Timestamp>,
     local: LocalState,
+    local_changed: bool,
     view: View,
     own_order: AdvertOrder,
     own_advert: Option<Verified<CapacityAdvert>>,

@@ -125,7 +125,7 @@ fn surprise(item: &Item, draw: &mut Draw) -> Item {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Sign, write, read, verify: the same message, and bytes that a second writer would make.
     #[test]

@@ -58,11 +58,9 @@ fn inclusion_vectors() {
     assert_eq!(cases.len(), 98);
     for case in cases {
         let proof = hashes(case.proof);
-        let holds = hash(&case.leaf_hash)
-            .zip(hash(&case.root))
-            .is_some_and(|(leaf, root)| {
-                verify_inclusion(&leaf, case.leaf_idx, case.tree_size, &proof, &root).is_ok()
-            });
+        let holds = hash(&case.leaf_hash).zip(hash(&case.root)).is_some_and(|(leaf, root)| {
+            verify_inclusion(&leaf, case.leaf_idx, case.tree_size, &proof, &root).is_ok()
+        });
         assert_eq!(holds, !case.want_err, "{}", case.name);
     }
 }
@@ -250,17 +248,9 @@ fn checkpoints_have_one_form_and_one_origin() {
         format!("\n0\n{root}\n"),
         "log\n0\nAAAA\n".to_owned(),
     ] {
-        assert_eq!(
-            Checkpoint::from_text(&text),
-            Err(CheckpointError::Malformed),
-            "{text:?}"
-        );
+        assert_eq!(Checkpoint::from_text(&text), Err(CheckpointError::Malformed), "{text:?}");
     }
-    let other = Checkpoint {
-        origin: "other".parse().unwrap(),
-        size: 0,
-        root: TreeHash::empty(),
-    };
+    let other = Checkpoint { origin: "other".parse().unwrap(), size: 0, root: TreeHash::empty() };
     assert_eq!(other.sign(&signer()), Err(CheckpointError::Origin));
     for name in ["", "a b", "a+b", "a\nb"] {
         assert_eq!(name.parse::<KeyName>(), Err(NoteError::Name));

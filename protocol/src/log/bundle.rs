@@ -50,11 +50,7 @@ impl<'a> Entries<'a> {
     /// Reads `bundle` from its start.
     #[must_use]
     pub const fn new(bundle: &'a [u8]) -> Self {
-        Self {
-            rest: bundle,
-            offset: 0,
-            entry: 0,
-        }
+        Self { rest: bundle, offset: 0, entry: 0 }
     }
 }
 
@@ -71,10 +67,7 @@ impl<'a> Iterator for Entries<'a> {
             .and_then(|(len, rest)| rest.split_at_checked(u16::from_be_bytes(*len).into()));
         let Some((entry, rest)) = framed else {
             self.rest = &[];
-            return Some(Err(BundleError::Truncated {
-                entry: self.entry,
-                offset: self.offset,
-            }));
+            return Some(Err(BundleError::Truncated { entry: self.entry, offset: self.offset }));
         };
         self.rest = rest;
         self.offset += 2 + entry.len();
@@ -98,13 +91,7 @@ mod tests {
         assert_eq!(back, entries);
         let cut = &bundle[..bundle.len() - 1];
         let last = Entries::new(cut).last().unwrap();
-        assert_eq!(
-            last,
-            Err(BundleError::Truncated {
-                entry: 2,
-                offset: 7
-            })
-        );
+        assert_eq!(last, Err(BundleError::Truncated { entry: 2, offset: 7 }));
     }
 
     #[test]

@@ -44,11 +44,7 @@ impl Checkpoint {
     pub fn from_text(text: &str) -> Result<Self, CheckpointError> {
         let parsed = parse(text).ok_or(CheckpointError::Malformed)?;
         // Printing again refuses every second form, such as leading zeros in the size.
-        if parsed.to_text() == text {
-            Ok(parsed)
-        } else {
-            Err(CheckpointError::Malformed)
-        }
+        if parsed.to_text() == text { Ok(parsed) } else { Err(CheckpointError::Malformed) }
     }
 
     /// Signs it with the log's key.
@@ -61,10 +57,7 @@ impl Checkpoint {
         }
         let mut note = Note::new(self.to_text())?;
         note.sign(signer);
-        Ok(SignedCheckpoint {
-            checkpoint: self,
-            note,
-        })
+        Ok(SignedCheckpoint { checkpoint: self, note })
     }
 }
 

@@ -87,9 +87,7 @@ impl FromStr for TreeHash {
     type Err = HashTextError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bytes = HEXLOWER
-            .decode(text.as_bytes())
-            .map_err(|_| HashTextError)?;
+        let bytes = HEXLOWER.decode(text.as_bytes()).map_err(|_| HashTextError)?;
         Ok(Self(bytes.try_into().map_err(|_| HashTextError)?))
     }
 }

@@ -105,10 +105,7 @@ impl Note {
         if !text.ends_with('\n') || text.len() > NOTE_BYTES_MAX || text.contains(control) {
             return Err(NoteError::Malformed);
         }
-        Ok(Self {
-            text,
-            signatures: Vec::new(),
-        })
+        Ok(Self { text, signatures: Vec::new() })
     }
 
     /// Reads a note.
@@ -176,11 +173,7 @@ impl Note {
                 return Ok(());
             }
         }
-        Err(if found {
-            NoteError::BadSignature
-        } else {
-            NoteError::Unsigned
-        })
+        Err(if found { NoteError::BadSignature } else { NoteError::Unsigned })
     }
 }
 
@@ -204,11 +197,7 @@ fn parse_line(line: &str) -> Option<NoteSignature> {
     if signature.is_empty() || signature.len() > SIGNATURE_BYTES_MAX {
         return None;
     }
-    Some(NoteSignature {
-        name: name.parse().ok()?,
-        key_id: *key_id,
-        signature: signature.to_vec(),
-    })
+    Some(NoteSignature { name: name.parse().ok()?, key_id: *key_id, signature: signature.to_vec() })
 }
 
 /// A public key under a name, as in a log's `key` file: `name+id+base64(type || key)`.
@@ -277,9 +266,7 @@ impl FromStr for NoteVerifier {
         if typed.len() > NAME_BYTES_MAX {
             return Err(NoteError::Key);
         }
-        let typed = BASE64
-            .decode(typed.as_bytes())
-            .map_err(|_| NoteError::Key)?;
+        let typed = BASE64.decode(typed.as_bytes()).map_err(|_| NoteError::Key)?;
         let (kind, key) = typed.split_first().ok_or(NoteError::Key)?;
         let key = <&[u8; 32]>::try_from(key).map_err(|_| NoteError::KeyType)?;
         if *kind != TYPE_ED25519 {

@@ -232,20 +232,12 @@ impl Walk {
     }
 
     const fn finish(&self) -> Result<(), ProofError> {
-        if self.last == 0 {
-            Ok(())
-        } else {
-            Err(ProofError::WrongLength)
-        }
+        if self.last == 0 { Ok(()) } else { Err(ProofError::WrongLength) }
     }
 }
 
 fn same(computed: &TreeHash, claimed: &TreeHash) -> Result<(), ProofError> {
-    if computed == claimed {
-        Ok(())
-    } else {
-        Err(ProofError::RootMismatch)
-    }
+    if computed == claimed { Ok(()) } else { Err(ProofError::RootMismatch) }
 }
 
 /// The largest power of two smaller than `width`; `width` is at least 2.
@@ -272,8 +264,5 @@ fn range_hash<S: HashSource>(
         low += 1 << level;
     }
     let last = parts.pop().ok_or(ProofError::OutOfRange)?;
-    Ok(parts
-        .iter()
-        .rev()
-        .fold(last, |right, left| TreeHash::node(left, &right)))
+    Ok(parts.iter().rev().fold(last, |right, left| TreeHash::node(left, &right)))
 }

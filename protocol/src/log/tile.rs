@@ -68,11 +68,7 @@ impl Tile {
         let row = row_len(kind, size);
         let last = row.checked_sub(1)?;
         let width = (last % u64::from(TILE_WIDTH)) as u16 + 1;
-        Some(Self {
-            kind,
-            index: last / u64::from(TILE_WIDTH),
-            width,
-        })
+        Some(Self { kind, index: last / u64::from(TILE_WIDTH), width })
     }
 
     /// The tile of `kind` that holds position `at` of its row, in a log of `size` leaves.
@@ -85,11 +81,7 @@ impl Tile {
         } else if index == last.index {
             Some(last)
         } else {
-            Some(Self {
-                kind,
-                index,
-                width: TILE_WIDTH,
-            })
+            Some(Self { kind, index, width: TILE_WIDTH })
         }
     }
 
@@ -120,10 +112,7 @@ impl Tile {
     /// The full tile at the same place.
     #[must_use]
     pub const fn full(&self) -> Self {
-        Self {
-            width: TILE_WIDTH,
-            ..*self
-        }
+        Self { width: TILE_WIDTH, ..*self }
     }
 
     /// The directory that holds the partial tiles of this place, relative to the log.
@@ -172,11 +161,7 @@ impl FromStr for Tile {
     fn from_str(path: &str) -> Result<Self, Self::Err> {
         let tile = parse(path).ok_or(TilePathError::Path)?;
         // Printing again refuses every second form (leading zeros, empty groups, signs).
-        if tile.to_string() == path {
-            Ok(tile)
-        } else {
-            Err(TilePathError::Path)
-        }
+        if tile.to_string() == path { Ok(tile) } else { Err(TilePathError::Path) }
     }
 }
 
@@ -247,14 +232,8 @@ mod tests {
         ] {
             assert!(path.parse::<Tile>().is_err(), "{path}");
         }
-        assert_eq!(
-            Tile::new(TileKind::Entries, 0, 0),
-            Err(TilePathError::Width)
-        );
-        assert_eq!(
-            Tile::new(TileKind::Entries, 0, 257),
-            Err(TilePathError::Width)
-        );
+        assert_eq!(Tile::new(TileKind::Entries, 0, 0), Err(TilePathError::Width));
+        assert_eq!(Tile::new(TileKind::Entries, 0, 257), Err(TilePathError::Width));
     }
 
     #[test]

@@ -27,10 +27,7 @@ impl Tree {
     /// A tree without leaves.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            size: 0,
-            edge: Vec::new(),
-        }
+        Self { size: 0, edge: Vec::new() }
     }
 
     /// Number of leaves.
@@ -165,9 +162,7 @@ mod tests {
 
     #[test]
     fn edge_and_full_tree_follow_the_definition() {
-        let leaves: Vec<_> = (0..300_u32)
-            .map(|n| TreeHash::leaf(&n.to_be_bytes()))
-            .collect();
+        let leaves: Vec<_> = (0..300_u32).map(|n| TreeHash::leaf(&n.to_be_bytes())).collect();
         let (mut edge, mut full) = (Tree::new(), FullTree::new());
         assert_eq!(edge.root(), TreeHash::empty());
         for (n, leaf) in leaves.iter().enumerate() {

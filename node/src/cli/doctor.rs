@@ -30,7 +30,7 @@ pub(super) async fn run(context: &Context<'_>, options: &DoctorOptions) -> anyho
 /// Another member tries to reach this node, if it runs.
 async fn reach(context: &Context<'_>) -> Vec<Check> {
     const NAME: &str = "reachable";
-    if !context.layout.daemon_file().exists() {
+    if !context.layout.run_info().exists() {
         return vec![
             Check::new(NAME, Status::Skipped, "no node is running here")
                 .hint("start it with `allmend node run`, then ask again"),

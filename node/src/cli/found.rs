@@ -266,7 +266,7 @@ pub(super) async fn join(
             .hint("choose another with --dir")
             .into());
     }
-    if researcher && layout.home_file().exists() {
+    if researcher && layout.home().exists() {
         return Err(Advice::new(ExitClass::Conflict, "a researcher has joined in this directory already")
             .hint("choose another with --dir")
             .into());
@@ -312,7 +312,7 @@ pub(super) async fn join(
             let bulk = std::iter::once(remote.clone()).chain(others).collect();
             write_certificate(context, &own)?;
             let home = Home { node: invitation.node, bulk };
-            write_private(&layout.home_file(), &serde_json::to_vec_pretty(&home)?)?;
+            write_private(&layout.home(), &serde_json::to_vec_pretty(&home)?)?;
             if !layout.charter().exists() {
                 write_private(&layout.charter(), charter.envelope().as_bytes())?;
             }

@@ -113,7 +113,7 @@ async fn pull(
 
 /// A node that runs here looks at its models by itself every few seconds; this makes it at once.
 async fn tell_node(context: &Context<'_>) {
-    if context.layout.daemon_file().exists()
+    if context.layout.run_info().exists()
         && let Ok(caller) = context.connect(As::Operator).await
     {
         let _ = caller.ask(&Ask::ModelsChanged {}).await;

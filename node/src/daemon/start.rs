@@ -226,7 +226,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     daemon.publish_membership().await?;
     daemon.warm_models();
     tokio::spawn(on_signals(events));
-    let path = local.layout.daemon_file();
+    let path = local.layout.run_info();
     write_private(&path, &serde_json::to_vec_pretty(&found)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     tracing::info!(node = %node, bulk = ?found.bulk, control = ?found.control, "node is up");

@@ -52,7 +52,7 @@ impl<'a> Context<'a> {
             overrides.assign(assignment)?;
         }
         let Loaded { config, warnings, .. } =
-            load(&self.layout.config_file(), std::env::vars_os(), &overrides)?;
+            load(&self.layout.config(), std::env::vars_os(), &overrides)?;
         for warning in warnings {
             self.terminal.warn(warning);
         }

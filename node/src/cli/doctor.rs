@@ -13,7 +13,7 @@ use crate::ui::ExitClass;
 
 pub(super) async fn run(context: &Context<'_>, options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let extra = if options.offline { Vec::new() } else { reach(context).await };
-    let loaded = load(&context.layout.config_file(), std::env::vars_os(), &Overrides::default());
+    let loaded = load(&context.layout.config(), std::env::vars_os(), &Overrides::default());
     let report = examine(Subject {
         layout: &context.layout,
         config: loaded.as_ref(),

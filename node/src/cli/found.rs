@@ -181,7 +181,7 @@ fn enter(
 }
 
 fn write_certificate(context: &Context<'_>, message: &AnyMessage) -> anyhow::Result<()> {
-    let path = context.layout.certs_dir().join(format!("{}.cert", message.id()));
+    let path = context.layout.certs().join(format!("{}.cert", message.id()));
     write_private(&path, message.envelope().as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))
 }
@@ -194,7 +194,7 @@ fn write_config(
     jurisdiction: Option<Jurisdiction>,
     set: &[String],
 ) -> anyhow::Result<()> {
-    let path = context.layout.config_file();
+    let path = context.layout.config();
     let mut chosen: Vec<(&str, toml::Value)> = Vec::new();
     for (key, value) in [
         ("institution", institution),

@@ -34,7 +34,7 @@ pub(crate) fn read_header(path: &std::path::Path) -> Result<Header, String> {
 pub(super) async fn run(context: &Context<'_>, command: ModelsCommand) -> anyhow::Result<ExitCode> {
     let store = || -> anyhow::Result<Store> {
         context.layout.create()?;
-        Ok(Store::open(context.layout.models_dir())?)
+        Ok(Store::open(context.layout.models())?)
     };
     match command {
         ModelsCommand::Pull { source, name, digest, link } => {

@@ -37,7 +37,7 @@ impl Capacity {
         config: &Config,
         listening: ListenAddresses,
     ) -> anyhow::Result<Capacity> {
-        let store = Store::open(layout.models_dir()).context("models directory")?;
+        let store = Store::open(layout.models()).context("models directory")?;
         let mut capacity = Capacity {
             layout: layout.clone(),
             config: config.clone(),
@@ -227,7 +227,7 @@ impl Daemon {
             .collect();
         let mut spool = Vec::new();
         for (job, ..) in self.spool.jobs()? {
-            let bytes = tree_bytes(&layout.spool_dir().join(job.to_string()))?;
+            let bytes = tree_bytes(&layout.spool().join(job.to_string()))?;
             let settled_at = match self.core.job(job) {
                 // A job that this node no longer remembers was settled long ago.
                 None => Some(allmend_protocol::time::Timestamp::ZERO),

@@ -98,11 +98,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     };
     let policy = OperatorPolicy::from_toml(&config.policy)
-        .with_context(|| format!("[policy] in {}", layout.config_file().display()))?;
+        .with_context(|| format!("[policy] in {}", layout.config().display()))?;
     let versions =
         if first_versions { Versions::first() } else { Versions::of_this_release() };
     let membership =
-        Membership::load(&layout.charter(), &layout.certs_dir(), node, versions.clone())?;
+        Membership::load(&layout.charter(), &layout.certs(), node, versions.clone())?;
     let roster = membership.roster();
     let cert = roster.node_at(crate::membership::now(), node)?.clone();
     let institution: InstitutionId = cert.signer;
@@ -211,7 +211,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         membership,
         register,
         clients,
-        spool: Spool::new(local.layout.spool_dir()),
+        spool: Spool::new(local.layout.spool()),
         running,
         capacity,
         events: events.clone(),

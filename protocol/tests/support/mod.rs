@@ -4,6 +4,7 @@
 
 pub(crate) mod broken;
 pub(crate) mod cbor;
+pub(crate) mod draw;
 pub(crate) mod samples;
 
 use std::sync::LazyLock;

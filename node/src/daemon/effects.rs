@@ -17,6 +17,9 @@ use super::{Daemon, Event, TAKEN};
 use crate::journal::{Priority, Record};
 use crate::seal::{ContentKey, SealedResult};
 
+/// Records in one append: with the largest leaves this stays below what the journal takes at once.
+const COMMIT_RECORDS_MAX: usize = 64;
+
 /// The journal's kind for the core's own records.
 pub(crate) const KIND_CORE: u16 = 1;
 
@@ -28,8 +31,12 @@ impl Daemon {
         let mut must = false;
         for effect in effects {
             if let Effect::Append { entry, durable } = effect {
+                // A leaf is always waited for: only private notes may be lost in a power cut.
+                must |= durable || matches!(entry, Entry::Leaf(_));
                 records.push(record(entry));
-                must |= durable;
+                if records.len() >= COMMIT_RECORDS_MAX {
+                    self.commit(std::mem::take(&mut records), std::mem::take(&mut must)).await?;
+                }
                 continue;
             }
             self.commit(std::mem::take(&mut records), std::mem::take(&mut must)).await?;

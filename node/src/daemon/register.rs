@@ -24,7 +24,6 @@ const NONCES_MAX: usize = 100_000;
 #[derive(Debug)]
 pub(crate) struct Register {
     path: PathBuf,
-    federation: FederationId,
     content: Content,
     certs: BTreeMap<ResearcherId, Verified<ResearcherCert>>,
 }
@@ -67,7 +66,7 @@ impl Register {
                 .with_context(|| format!("{}: certificate of {}", path.display(), key.short()))?;
             certs.insert(*key, cert);
         }
-        Ok(Register { path, federation, content, certs })
+        Ok(Register { path, content, certs })
     }
 
     /// The researcher's certificate.
@@ -132,11 +131,6 @@ impl Register {
         self.content.serial += 1;
         self.save()?;
         Ok(self.content.serial)
-    }
-
-    /// Which federation the certificates are of.
-    pub(crate) fn federation(&self) -> FederationId {
-        self.federation
     }
 
     fn save(&self) -> anyhow::Result<()> {

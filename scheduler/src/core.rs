@@ -20,6 +20,7 @@ use allmend_protocol::ids::{MessageId, NodeId};
 use allmend_protocol::job::JobSpec;
 use allmend_protocol::message::AnyMessage;
 use allmend_protocol::offer::{Reason, Refusal};
+use allmend_protocol::receipt::Settlement;
 use allmend_protocol::roster::Roster;
 use allmend_protocol::time::Timestamp;
 
@@ -43,6 +44,7 @@ pub struct Core {
     incarnation: u32,
     started: Option<Timestamp>,
     local: LocalState,
+    local_changed: bool,
     view: View,
     own_order: AdvertOrder,
     own_advert: Option<Verified<CapacityAdvert>>,
@@ -295,5 +297,16 @@ impl Core {
     /// The job, if this node is its home.
     pub fn job_spec(&self, id: MessageId) -> Option<&Verified<JobSpec>> {
         self.broker.job(id).map(crate::broker::Job::spec)
+    }
+
+    /// The certificate of the job's researcher, if this node is its home.
+    pub fn job_cert(&self, id: MessageId) -> Option<&Verified<ResearcherCert>> {
+        self.broker.job(id).map(crate::broker::Job::cert)
+    }
+
+    /// The settlement of a job, once there is one.
+    pub fn settlement(&self, id: MessageId) -> Option<&Verified<Settlement>> {
+        let grant = self.broker.job(id)?.grant()?;
+        self.ledger.account(grant.id())?.settlement()
     }
 }

@@ -36,7 +36,7 @@ pub struct Ledger {
 }
 
 /// One grant's account.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Account {
     grant: Verified<Grant>,
     /// The prompt tokens that the job spec lets anyone charge for.
@@ -57,15 +57,6 @@ pub struct Line {
     /// The receipt.
     pub receipt: Option<Verified<Receipt>>,
     receipt_at: Option<Timestamp>,
-}
-
-impl PartialEq for Line {
-    /// Only what the journal keeps.
-    fn eq(&self, other: &Line) -> bool {
-        self.lease == other.lease
-            && self.tokens_recorded == other.tokens_recorded
-            && self.receipt == other.receipt
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,7 +295,8 @@ impl Ledger {
 
     /// What the journal keeps, for comparing a replay with the live state.
     pub(crate) fn durable(&self) -> impl PartialEq + std::fmt::Debug + use<> {
-        (self.accounts.clone(), self.open.clone(), self.escrow)
+        let accounts: Vec<_> = self.accounts.values().map(Account::durable).collect();
+        (accounts, self.open.clone(), self.escrow)
     }
 }
 
@@ -329,6 +321,16 @@ impl Account {
         let lease = self.lines.get(&attempt)?.lease.id();
         let share = self.settlement.as_ref()?.shares.iter().find(|share| share.lease == lease);
         Some(share.map_or(Credits::ZERO, |share| share.cost))
+    }
+
+    fn durable(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        let line = |(attempt, line): (&u16, &Line)| {
+            let receipt = line.receipt.as_ref().map(Verified::id);
+            (*attempt, line.lease.id(), line.tokens_recorded, receipt)
+        };
+        let lines: Vec<_> = self.lines.iter().map(line).collect();
+        let settlement = self.settlement.as_ref().map(Verified::id);
+        (self.grant.id(), self.prompt_tokens_max, lines, self.over, settlement)
     }
 
     fn is_due(&self, ctx: &Ctx<'_>) -> bool {

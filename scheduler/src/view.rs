@@ -190,7 +190,7 @@ impl View {
 }
 
 /// Whether two adverts say the same apart from when they say it.
-pub fn same_content(a: &CapacityAdvert, b: &CapacityAdvert) -> bool {
+fn same_content(a: &CapacityAdvert, b: &CapacityAdvert) -> bool {
     // Every field is named, so that a new one cannot be forgotten here.
     let CapacityAdvert {
         federation,

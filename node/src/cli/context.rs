@@ -1,6 +1,5 @@
 //! What every command needs: the data directory, who we are, a connection to the node.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,7 +41,7 @@ pub(super) enum As {
 
 impl<'a> Context<'a> {
     pub(super) fn new(dir: Option<&Path>, terminal: &'a Terminal) -> anyhow::Result<Context<'a>> {
-        let layout = Layout::discover(dir, std::env::vars_os())?;
+        let layout = Layout::discover(dir, |name| std::env::var_os(name))?;
         Ok(Context { layout, terminal })
     }
 
@@ -52,11 +51,8 @@ impl<'a> Context<'a> {
         for assignment in set {
             overrides.assign(assignment)?;
         }
-        let vars: Vec<(OsString, OsString)> = std::env::vars_os()
-            // Where the directory is, is no setting within it.
-            .filter(|(name, _)| name != "ALLMEND_DIR")
-            .collect();
-        let Loaded { config, warnings, .. } = load(&self.layout.config(), vars, &overrides)?;
+        let Loaded { config, warnings, .. } =
+            load(&self.layout.config(), std::env::vars_os(), &overrides)?;
         for warning in warnings {
             self.terminal.warn(warning);
         }

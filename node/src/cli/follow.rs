@@ -113,14 +113,10 @@ async fn watch_until_over(
                 }
                 seen.text.push_str(&text);
             }
-            Some(Answer::Event(JobEvent::Over { phase, why, text, verdicts })) => {
-                if live {
-                    terminal.stream(&text)?;
-                    if !seen.text.is_empty() || !text.is_empty() {
-                        terminal.stream("\n")?;
-                    }
+            Some(Answer::Event(JobEvent::Over { phase, why, verdicts })) => {
+                if live && !seen.text.is_empty() {
+                    terminal.stream("\n")?;
                 }
-                seen.text.push_str(&text);
                 let Seen { text, tokens, attempts } = std::mem::take(seen);
                 return Ok(Followed::Over { job, phase, why, text, tokens, attempts, verdicts });
             }

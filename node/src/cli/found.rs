@@ -16,7 +16,7 @@ use super::args::{InitOptions, InviteOptions, JoinOptions};
 use super::context::{As, Context, Home};
 use crate::client::Caller;
 use crate::client::proto::{Answer, Ask, Joined};
-use crate::config::{Identity, Overrides, annotated, write_private};
+use crate::config::{Identity, annotated, write_private};
 use crate::membership::{now, verify_charter};
 use crate::ui::{Advice, ExitClass};
 
@@ -195,18 +195,24 @@ fn write_config(
     set: &[String],
 ) -> anyhow::Result<()> {
     let path = context.layout.config();
-    let mut overrides = Overrides::default();
-    if let Some(institution) = institution {
-        overrides.set("institution", institution, "--institution");
-    }
-    if let Some(name) = name {
-        overrides.set("name", name, "--name");
-    }
-    if let Some(jurisdiction) = jurisdiction {
-        overrides.set("jurisdiction", jurisdiction.as_str(), "--jurisdiction");
+    let mut chosen: Vec<(&str, toml::Value)> = Vec::new();
+    for (key, value) in [
+        ("institution", institution),
+        ("name", name),
+        ("jurisdiction", jurisdiction.as_ref().map(Jurisdiction::as_str)),
+    ] {
+        chosen.extend(value.map(|value| (key, value.into())));
     }
     for assignment in set {
-        overrides.assign(assignment)?;
+        let (key, value) = assignment.split_once('=').ok_or_else(|| {
+            Advice::new(ExitClass::Usage, format!("--set {assignment} has no `=`"))
+                .hint("write it like --set limits.slots=2")
+        })?;
+        // As TOML where it is TOML (numbers, lists), else as text.
+        let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
+            .ok()
+            .and_then(|mut table| table.remove("value"));
+        chosen.push((key.trim(), parsed.unwrap_or_else(|| value.into())));
     }
     if path.exists() {
         ensure!(
@@ -216,7 +222,7 @@ fn write_config(
         );
         return Ok(());
     }
-    let text = annotated(&overrides)?;
+    let text = annotated(&chosen);
     write_private(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -301,8 +307,9 @@ pub(super) async fn join(
     match invitation.role {
         Role::Researcher => {
             // The address that worked comes first from now on.
-            let mut bulk = vec![remote.to_string()];
-            bulk.extend(invitation.bulk.iter().filter(|address| **address != bulk[0]).cloned());
+            let remote = remote.to_string();
+            let others = invitation.bulk.iter().filter(|address| **address != remote).cloned();
+            let bulk = std::iter::once(remote.clone()).chain(others).collect();
             write_certificate(context, &own)?;
             let home = Home { node: invitation.node, bulk };
             write_private(&layout.home(), &serde_json::to_vec_pretty(&home)?)?;
@@ -401,7 +408,7 @@ fn check_joined(
     let own = verify(&joined.own).context("our certificate in the answer")?;
     let inviter = InstitutionId::from(own.signer());
     ensure!(inviter == invitation.signer, "our certificate is not the inviting institution's");
-    let subject = match &own {
+    let subject: PublicKey = match &own {
         AnyMessage::ResearcherCert(cert) => cert.researcher.into(),
         AnyMessage::NodeCert(cert) => cert.node.into(),
         AnyMessage::InstitutionCert(cert) => cert.institution.into(),

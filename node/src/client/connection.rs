@@ -55,7 +55,7 @@ impl Caller {
     ) -> Result<Caller, CallError> {
         let mut last = None;
         for address in addresses {
-            let attempt = connect_client(key, address, node);
+            let attempt = connect_client(key, address, &node);
             match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
                 Ok(Ok(connection)) => return Ok(Caller { connection }),
                 Ok(Err(error)) => last = Some(error),

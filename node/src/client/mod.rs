@@ -6,4 +6,4 @@
 mod connection;
 pub mod proto;
 
-pub use connection::{CallError, Caller};
+pub use connection::{Answers, CallError, Caller};

@@ -189,8 +189,6 @@ pub enum JobEvent {
         phase: Phase,
         /// Why, in words.
         why: String,
-        /// Text that was held back until the end.
-        text: String,
         /// What each node said, where that explains a refusal: node and verdict.
         verdicts: Vec<(String, String)>,
     },

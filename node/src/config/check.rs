@@ -108,7 +108,7 @@ pub(super) fn check(setting: &Setting, written: &Written) -> Result<Value, Wrong
         }
         (Kind::Count { min, max, .. }, Written::Integer(number)) => {
             let fits =
-                number.and_then(|n| u64::try_from(n).ok()).filter(|n| (min..=max).contains(&n));
+                number.and_then(|n| u64::try_from(n).ok()).filter(|n| (min..=max).contains(n));
             fits.map(|n| Value::Count(Some(n))).ok_or_else(|| {
                 let side =
                     if number.is_some_and(|n| n < i128::from(min)) { "small" } else { "large" };

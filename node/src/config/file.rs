@@ -115,11 +115,12 @@ pub(super) fn meant(key: &str) -> Option<String> {
     let sections = SETTINGS.iter().map(|setting| setting.section().0).filter(|s| !s.is_empty());
     let name = key.rsplit('.').next().unwrap_or(key);
     // The right name in the wrong section comes before a similar spelling.
-    let moved = SETTINGS.iter().find(|setting| setting.section().1 == name).map(|s| s.key);
+    let named = || SETTINGS.iter().filter(|setting| setting.kind != Kind::Table);
+    let moved = named().find(|setting| setting.section().1 == name).map(|s| s.key);
     let close = || nearest(key, SETTINGS.iter().map(|setting| setting.key).chain(sections));
     let close_name = || {
-        let found = nearest(name, SETTINGS.iter().map(|setting| setting.section().1))?;
-        SETTINGS.iter().find(|setting| setting.section().1 == found).map(|setting| setting.key)
+        let found = nearest(name, named().map(|setting| setting.section().1))?;
+        named().find(|setting| setting.section().1 == found).map(|setting| setting.key)
     };
     moved
         .or_else(close)

@@ -62,9 +62,9 @@ macro_rules! paths {
 
 paths! {
     /// The configuration.
-    config_file = "config.toml";
+    config = "config.toml";
     /// Key files; nothing else may read them.
-    keys_dir = "keys";
+    keys = "keys";
     /// The node's identity.
     node_key = "keys/node.key";
     /// The institution's identity, at the one node that admits others.
@@ -74,23 +74,25 @@ paths! {
     /// The charter in force, as signed bytes.
     charter = "charter";
     /// Certificates, ours and those of peers.
-    certs_dir = "certs";
+    certs = "certs";
     /// The append-only journal.
-    journal_dir = "journal";
+    journal = "journal";
     /// Tiles, checkpoints and blobs of the log, as auditors fetch them.
-    log_dir = "log";
+    log = "log";
     /// The index derived from the journal; may be deleted when the node is stopped.
-    index_dir = "index";
+    index = "index";
     /// Sealed prompts and results of open and recent jobs.
-    spool_dir = "spool";
+    spool = "spool";
     /// Models by digest.
-    models_dir = "models";
+    models = "models";
     /// What only a running daemon needs: its lock, its address.
-    run_dir = "run";
+    run = "run";
     /// Locked while a daemon runs on this directory.
     daemon_lock = "run/daemon.lock";
     /// What the running daemon listens on, as JSON, for the command line.
-    daemon_file = "run/daemon.json";
+    run_info = "run/daemon.json";
+    /// On a researcher's machine: which node is home, and where.
+    home = "home.json";
     /// The erasable register of names and salts.
     register = "register";
 }
@@ -134,17 +136,17 @@ impl Layout {
     pub fn create(&self) -> Result<(), LayoutError> {
         let parts = [
             self.root.clone(),
-            self.keys_dir(),
-            self.certs_dir(),
-            self.journal_dir(),
-            self.log_dir(),
-            self.index_dir(),
-            self.spool_dir(),
-            self.models_dir(),
-            self.run_dir(),
+            self.keys(),
+            self.certs(),
+            self.journal(),
+            self.log(),
+            self.index(),
+            self.spool(),
+            self.models(),
+            self.run(),
         ];
         for path in parts {
-            create_private_dir(&path)
+            create_dir_private(&path)
                 .map_err(|source| LayoutError::Unwritable { path: path.clone(), source })?;
         }
         Ok(())
@@ -182,7 +184,7 @@ impl Layout {
     /// # Errors
     /// [`LayoutError::Missing`] otherwise.
     pub fn require(&self) -> Result<(), LayoutError> {
-        if self.keys_dir().is_dir() { Ok(()) } else { Err(LayoutError::Missing(self.root.clone())) }
+        if self.keys().is_dir() { Ok(()) } else { Err(LayoutError::Missing(self.root.clone())) }
     }
 }
 
@@ -190,7 +192,7 @@ impl Layout {
 ///
 /// # Errors
 /// Those of the file system.
-pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn create_dir_private(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
@@ -250,7 +252,7 @@ mod tests {
         layout.create().unwrap();
         layout.create().unwrap();
         layout.require().unwrap();
-        for path in [layout.root().to_owned(), layout.keys_dir(), layout.spool_dir()] {
+        for path in [layout.root().to_owned(), layout.keys(), layout.spool()] {
             assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
         }
     }

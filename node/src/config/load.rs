@@ -10,7 +10,7 @@ use allmend_protocol::units::{Jurisdiction, Rates};
 use libp2p::Multiaddr;
 
 use super::check::{self, Value, Written};
-use super::error::{ConfigError, Origin, Problem};
+use super::error::{ConfigError, Origin, Place, Problem};
 use super::file::{self, FILE_BYTES_MAX, Parsed};
 use super::settings::{
     Config, Debug, Kind, Limits, LogLevel, SETTINGS, Setting, Storage, Timing, Transport,
@@ -129,14 +129,8 @@ fn combine(
         }
     };
     for entry in entries {
-        if let Err(mut problem) =
-            values.put(entry.setting, &entry.written, Origin::File(entry.place))
-        {
-            if let Some(place) = problem.1.and_then(|index| entry.elements.get(index)) {
-                problem.0.origin = Origin::File(place.clone());
-            }
-            problems.push(problem.0);
-        }
+        let origin = Origin::File(entry.place);
+        problems.extend(values.put(entry.setting, &entry.written, origin, &entry.elements));
     }
     for (name, value) in ours(vars) {
         let setting = SETTINGS.iter().find(|setting| setting.env().as_ref() == Some(&name));
@@ -145,14 +139,14 @@ fn combine(
             continue;
         };
         let written = Written::from_text(setting.kind, &value.to_string_lossy());
-        problems.extend(values.put(setting, &written, Origin::Env(name)).err().map(|e| e.0));
+        problems.extend(values.put(setting, &written, Origin::Env(name), &[]));
     }
     for Override { key, value, flag } in &overrides.0 {
         let origin = Origin::Flag(flag.clone());
         match SETTINGS.iter().find(|setting| setting.key == key && setting.kind != Kind::Table) {
             Some(setting) => {
                 let written = Written::from_text(setting.kind, value);
-                problems.extend(values.put(setting, &written, origin).err().map(|e| e.0));
+                problems.extend(values.put(setting, &written, origin, &[]));
             }
             None => problems.push(Problem {
                 origin,
@@ -231,26 +225,34 @@ impl Values {
             let document = format!("{} = {}", setting.key, setting.default);
             let parsed = file::parse(Path::new("defaults"), &document);
             let entry = parsed.ok().and_then(|mut parsed| parsed.entries.pop());
-            let put = entry.map(|entry| values.put(setting, &entry.written, Origin::Default));
-            assert!(matches!(put, Some(Ok(()))), "the default of {} is wrong", setting.key);
+            let wrong = match entry {
+                Some(entry) => values.put(setting, &entry.written, Origin::Default, &[]).is_some(),
+                None => true,
+            };
+            assert!(!wrong, "the default of {} is wrong", setting.key);
         }
         values
     }
 
+    /// Checks and keeps a value, or says what is wrong with it: at the element of `elements` that is
+    /// to blame, if one is.
     fn put(
         &mut self,
         setting: &'static Setting,
         written: &Written,
         origin: Origin,
-    ) -> Result<(), (Problem, Option<usize>)> {
+        elements: &[Place],
+    ) -> Option<Problem> {
         match check::check(setting, written) {
             Ok(value) => {
                 self.0.insert(setting.key, (value, origin));
-                Ok(())
+                None
             }
             Err(wrong) => {
+                let place = wrong.element.and_then(|index| elements.get(index));
+                let origin = place.map_or(origin, |place| Origin::File(place.clone()));
                 let key = setting.key.to_owned();
-                Err((Problem { origin, key, what: wrong.what, hint: wrong.hint }, wrong.element))
+                Some(Problem { origin, key, what: wrong.what, hint: wrong.hint })
             }
         }
     }

@@ -26,9 +26,7 @@ pub fn annotated(chosen: &[(&str, toml::Value)]) -> String {
         text.push('\n');
         comment(&mut text, &format!("{} {}", setting.doc, range(setting)).replace('`', ""));
         match chosen.iter().find(|(key, _)| *key == setting.key) {
-            _ if setting.kind == Kind::Table => {
-                let _ = writeln!(text, "#[{}]", setting.key);
-            }
+            _ if setting.kind == Kind::Table => {}
             Some((_, value)) => {
                 let _ = writeln!(text, "{} = {value}", setting.section().1);
             }
@@ -62,6 +60,10 @@ pub fn markdown() -> String {
                 text,
                 "\n## {title}\n\n| Setting | Default | Values | Variable |\n|---|---|---|---|\n"
             );
+        }
+        if setting.kind == Kind::Table {
+            let _ = writeln!(text, "| {} | `{}` | a table | – |", setting.doc, setting.default);
+            continue;
         }
         let env = setting.env().map_or_else(|| "–".to_owned(), |name| format!("`{name}`"));
         let _ = writeln!(

@@ -73,9 +73,13 @@ impl Setting {
             .then(|| format!("ALLMEND_{}", self.key.replace('.', "_").to_ascii_uppercase()))
     }
 
-    /// The section and the key within it; the section of a top-level setting is empty.
+    /// The section and the key within it; the section of a top-level setting is empty, and a table
+    /// is a section without keys that we know.
     #[must_use]
     pub fn section(&self) -> (&'static str, &'static str) {
+        if self.kind == Kind::Table {
+            return (self.key, "");
+        }
         self.key.rsplit_once('.').unwrap_or(("", self.key))
     }
 }
@@ -435,7 +439,7 @@ mod tests {
         for (index, setting) in SETTINGS.iter().enumerate() {
             assert!(SETTINGS[..index].iter().all(|other| other.key != setting.key));
             let section = setting.section().0;
-            if sections.last() != Some(&section) && setting.kind != Kind::Table {
+            if sections.last() != Some(&section) {
                 assert!(!sections.contains(&section), "{section} is split");
                 sections.push(section);
             }

@@ -58,18 +58,12 @@ impl Capacity {
 
     /// Threads of one worker.
     pub(crate) fn threads_per_worker(&self) -> u32 {
-        self.config
-            .limits
-            .threads
-            .unwrap_or_else(|| self.device.threads_per_worker(self.config.limits.slots))
+        self.device.threads_per_worker(&self.config.limits)
     }
 
     /// Memory that all workers together may use.
     pub(crate) fn memory_mib(&self) -> u64 {
-        self.config
-            .limits
-            .memory_mib
-            .unwrap_or_else(|| self.device.memory_for_workers_mib())
+        self.device.memory_for_workers_mib(&self.config.limits)
     }
 
     /// What the device probe found.
@@ -99,7 +93,7 @@ impl Capacity {
                     header.context_tokens.min(self.config.limits.context_tokens_max);
                 let held = ModelHeld {
                     digest: model.meta.digest,
-                    memory_mib: header.memory_mib(context_tokens),
+                    memory_mib: memory_mib(header, context_tokens),
                     context_tokens,
                     warm: false,
                 };
@@ -128,9 +122,9 @@ impl Capacity {
         let memory_mib = self.memory_mib();
         let cpu = DeviceCapacity {
             kind: allmend_protocol::advert::DeviceKind::Cpu,
-            name: self.device.cpu_name().chars().take(100).collect(),
+            name: self.device.cpu.model.as_deref().unwrap_or(self.device.cpu.architecture).chars().take(100).collect(),
             memory_mib,
-            cores: self.device.cores_allowed(),
+            cores: self.device.cpu.allowed,
         };
         LocalState {
             devices: vec![cpu],
@@ -156,6 +150,12 @@ impl Capacity {
             retention: DurationMs::from_secs(storage.retention_hours.saturating_mul(3_600)),
         }
     }
+}
+
+/// Memory of one worker with a context of that length, in MiB.
+fn memory_mib(header: &crate::models::Header, context_tokens: u32) -> u64 {
+    let cache = header.cache_bytes_per_token.saturating_mul(u64::from(context_tokens));
+    header.weights_bytes.saturating_add(cache).div_ceil(1 << 20)
 }
 
 impl Daemon {

@@ -74,8 +74,8 @@ impl Daemon {
         let leases: Vec<Value> = self
             .core
             .leases()
-            .iter()
-            .map(|lease| {
+            .map(|held| {
+                let lease = &held.work().lease;
                 json!({ "lease": lease.id(), "job": lease.job, "attempt": lease.attempt,
                         "slot": lease.slot, "fence": lease.fence.to_string(), "since": lease.issued })
             })
@@ -124,7 +124,7 @@ impl Daemon {
         let seen = self.core.nodes(at);
         let mut rows = Vec::new();
         for cert in roster.nodes() {
-            let advert = seen.iter().find(|view| view.node == cert.node).map(|view| &view.advert);
+            let advert = seen.iter().find(|view| view.node == cert.node).and_then(|view| view.advert.as_ref());
             rows.push(json!({
                 "node": cert.node,
                 "name": cert.name,

@@ -149,7 +149,7 @@ impl Daemon {
             }
             tokio::select! {
                 event = net.recv() => match event {
-                    Some(event) => self.on_net(event, &mut inputs),
+                    Some(event) => self.on_net(event, &mut inputs).await?,
                     None => anyhow::bail!("the network has stopped"),
                 },
                 Some(event) = events.recv() => self.on_event(event, &mut inputs).await?,
@@ -158,7 +158,7 @@ impl Daemon {
             // Whatever else has arrived shares the same fdatasync.
             while inputs.len() < BATCH_MAX {
                 if let Ok(event) = net.try_recv() {
-                    self.on_net(event, &mut inputs);
+                    self.on_net(event, &mut inputs).await?;
                 } else if let Ok(event) = events.try_recv() {
                     self.on_event(event, &mut inputs).await?;
                 } else {
@@ -188,8 +188,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn on_net(&mut self, event: NetEvent, inputs: &mut Vec<Input>) {
-        self.learn(inputs);
+    async fn on_net(&mut self, event: NetEvent, inputs: &mut Vec<Input>) -> anyhow::Result<()> {
+        self.learn(inputs).await?;
         match event {
             NetEvent::Joined(node) => {
                 tracing::info!(node = %node.short(), "member connected");
@@ -224,6 +224,7 @@ impl Daemon {
                 tokio::spawn(serve::client(caller, stream, events, limit));
             }
         }
+        Ok(())
     }
 
     /// Decodes and verifies a bundle; its main message must be the neighbour's own.
@@ -271,7 +272,7 @@ impl Daemon {
             Event::Stop { drain } => {
                 if !drain || self.stopping {
                     // A second request means now.
-                    for lease in self.core.leases().iter().map(|lease| lease.id()) {
+                    for lease in self.core.leases().map(|held| held.work().lease.id()) {
                         let outcome = allmend_protocol::receipt::Outcome::Interrupted;
                         self.running.stop(lease, outcome);
                     }
@@ -285,7 +286,7 @@ impl Daemon {
     }
 
     async fn on_tick(&mut self, inputs: &mut Vec<Input>) -> anyhow::Result<()> {
-        self.learn(inputs);
+        self.learn(inputs).await?;
         let overdue: Vec<_> = self
             .held
             .iter()
@@ -304,10 +305,10 @@ impl Daemon {
     }
 
     /// Tells the core of certificates that the network has accepted since.
-    fn learn(&mut self, inputs: &mut Vec<Input>) {
+    async fn learn(&mut self, inputs: &mut Vec<Input>) -> anyhow::Result<()> {
         let fresh = self.membership.take_fresh();
         if fresh.is_empty() {
-            return;
+            return Ok(());
         }
         *self.core.roster_mut() = self.membership.roster();
         for message in fresh {
@@ -316,20 +317,12 @@ impl Daemon {
             {
                 inputs.push(Input::PeerVersions { node: cert.node, versions });
             }
-            self.publish_certificate(message);
+            start::put_blob(&self.journal, message.envelope().as_bytes()).await?;
         }
+        Ok(())
     }
 }
 
 /// The transport's acknowledgement that a message was decoded and verified.
 pub(crate) const TAKEN: u8 = 1;
 
-impl Daemon {
-    /// Puts a certificate beside the log, where auditors look for it.
-    fn publish_certificate(&self, message: AnyMessage) {
-        let events = self.events.clone();
-        let bytes = message.envelope().as_bytes().to_vec();
-        drop(events);
-        let _ = bytes;
-    }
-}

@@ -21,7 +21,6 @@ pub(crate) struct JobOutput {
 #[derive(Debug, Default)]
 struct State {
     tokens: Vec<OutputToken>,
-    tail: String,
     file: Option<OutputFile>,
     phases: Vec<JobEvent>,
     over: Option<JobEvent>,
@@ -29,6 +28,14 @@ struct State {
 
 /// The most phase changes that a late watcher is told of: two per attempt and some.
 const PHASES_MAX: usize = 256;
+
+/// What became of a token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    New,
+    Known,
+    Gap,
+}
 
 /// How far a watcher has read.
 #[derive(Debug, Default)]
@@ -49,10 +56,10 @@ impl JobOutput {
     /// Takes the token with that index. Says false when one before it is missing; a token that is
     /// there already is no news and no fault.
     pub(crate) fn push(&self, index: u32, token: OutputToken) -> bool {
-        let news = self.with(|state| {
+        let taken = self.with(|state| {
             let index = index as usize;
             if index != state.tokens.len() {
-                return Some(index < state.tokens.len()).filter(|known| !known);
+                return if index < state.tokens.len() { Taken::Known } else { Taken::Gap };
             }
             if let Some(file) = &mut state.file
                 && let Err(error) = file.append(&token)
@@ -62,12 +69,12 @@ impl JobOutput {
                 state.file = None;
             }
             state.tokens.push(token);
-            Some(true)
+            Taken::New
         });
-        if news == Some(true) {
+        if taken == Taken::New {
             self.changed();
         }
-        news != Some(false)
+        taken != Taken::Gap
     }
 
     /// Ids of all tokens so far.
@@ -83,17 +90,10 @@ impl JobOutput {
         })
     }
 
-    /// Text held back until the end of the answer.
-    pub(crate) fn set_tail(&self, tail: String) {
-        self.with(|state| state.tail = tail);
-    }
-
     /// The answer so far.
     pub(crate) fn text(&self) -> String {
         self.with(|state| {
-            let mut text: String = state.tokens.iter().map(|token| token.text.as_str()).collect();
-            text.push_str(&state.tail);
-            text
+            state.tokens.iter().map(|token| token.text.as_str()).collect()
         })
     }
 
@@ -121,9 +121,8 @@ impl JobOutput {
     /// Tells watchers that nothing follows, and closes the file.
     pub(crate) fn set_over(&self, phase: Phase, why: String, verdicts: Vec<(String, String)>) {
         self.with(|state| {
-            let text = state.tail.clone();
             state.file = None;
-            state.over.get_or_insert(JobEvent::Over { phase, why, text, verdicts });
+            state.over.get_or_insert(JobEvent::Over { phase, why, verdicts });
         });
         self.changed();
     }

@@ -57,7 +57,7 @@ struct State {
     opened: bool,
     base: u32,
     tokens: Vec<(u32, String)>,
-    end: Option<String>,
+    ended: bool,
     stop_as: Option<Outcome>,
 }
 
@@ -97,7 +97,7 @@ impl Running {
             if let Some(stop_as) = waiting {
                 let why = "home opened no stream".to_owned();
                 let outcome = stop_as.unwrap_or(Outcome::Failed { permanent: false, why });
-                attempt.finish(String::new());
+                attempt.finish();
                 let ended = WorkEvent::Ended {
                     outcome,
                     usage: Usage::default(),
@@ -172,7 +172,7 @@ impl Running {
                             output: None,
                             model_licence: None,
                         };
-                        attempt.finish(String::new());
+                        attempt.finish();
                         report(&events, open.lease, ended).await;
                         return refuse(&mut stream, why).await;
                     }
@@ -212,20 +212,19 @@ impl Attempt {
         let mut next = from;
         let mut changes = self.changes.subscribe();
         loop {
-            let (fresh, end) = self.with(|state| {
+            let (fresh, ended) = self.with(|state| {
                 let skip = next.saturating_sub(state.base) as usize;
                 let fresh: Vec<(u32, String)> =
                     state.tokens.get(skip..).unwrap_or_default().to_vec();
-                (fresh, state.end.clone())
+                (fresh, state.ended)
             });
             for (id, text) in fresh {
                 let said = Said::Token { index: next, id, text };
                 stream.write_frame(&encoding::encode(&said), TOKEN_FRAME_BYTES_MAX).await?;
                 next = next.saturating_add(1);
             }
-            if let Some(text) = end {
-                let said = Said::End { text };
-                stream.write_frame(&encoding::encode(&said), TOKEN_FRAME_BYTES_MAX).await?;
+            if ended {
+                stream.write_frame(&encoding::encode(&Said::End {}), TOKEN_FRAME_BYTES_MAX).await?;
                 return stream.finish().await;
             }
             if changes.changed().await.is_err() {
@@ -234,8 +233,8 @@ impl Attempt {
         }
     }
 
-    fn finish(&self, tail: String) {
-        self.with(|state| state.end = Some(tail));
+    fn finish(&self) {
+        self.with(|state| state.ended = true);
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
@@ -298,22 +297,22 @@ async fn run(
         forced_tokens,
         ..Usage::default()
     };
-    let (outcome, tail, output) = match ended {
-        Ended::Finished { reason, text, prompt_tokens, device_ms, .. } => {
+    let (outcome, output) = match ended {
+        Ended::Finished { reason, prompt_tokens, device_ms, .. } => {
             usage.prompt_tokens = u64::from(prompt_tokens);
             usage.device_time_ms = DurationMs::from_ms(device_ms);
-            (Outcome::Finished { reason }, text, Some(output_digest(&salt, &ids)))
+            (Outcome::Finished { reason }, Some(output_digest(&salt, &ids)))
         }
         Ended::Cancelled { prompt_tokens, device_ms } => {
             usage.prompt_tokens = u64::from(prompt_tokens);
             usage.device_time_ms = DurationMs::from_ms(device_ms);
-            (stop_as.unwrap_or(Outcome::Cancelled), String::new(), None)
+            (stop_as.unwrap_or(Outcome::Cancelled), None)
         }
         Ended::Failed { permanent, why } => {
-            (stop_as.unwrap_or(Outcome::Failed { permanent, why: shorten(why) }), String::new(), None)
+            (stop_as.unwrap_or(Outcome::Failed { permanent, why: shorten(why) }), None)
         }
     };
-    attempt.finish(tail);
+    attempt.finish();
     let ended = WorkEvent::Ended { outcome, usage, output, model_licence: licence };
     report(&events, lease, ended).await;
 }

@@ -60,10 +60,7 @@ pub(crate) enum Said {
         text: String,
     },
     /// Nothing follows; the receipt says how it ended.
-    End {
-        /// Text held back until now.
-        text: String,
-    },
+    End {},
     /// There is no such lease here, or the input is not what the job says.
     No {
         /// Why.
@@ -148,8 +145,7 @@ impl HomeStream {
                         self.count(count).await;
                     }
                 }
-                Ok(Said::End { text }) => {
-                    self.output.set_tail(text);
+                Ok(Said::End {}) => {
                     let total = u32::try_from(self.output.token_ids().len()).unwrap_or(u32::MAX);
                     self.count(total.saturating_sub(self.base)).await;
                     return Ok(true);

@@ -125,17 +125,12 @@ pub enum JournalError {
 
 impl JournalError {
     pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io {
-            what,
-            path: path.to_owned(),
-            source: Arc::new(source),
-        }
+        Self::Io { what, path: path.to_owned(), source: Arc::new(source) }
     }
 }
 
 fn by(pid: Option<u32>) -> String {
-    pid.map(|pid| format!(" (process {pid})"))
-        .unwrap_or_default()
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
 /// Turns `io::Result` into ours, naming what was tried on which file.

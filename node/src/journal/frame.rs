@@ -193,13 +193,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Vec<Record> {
-        vec![
-            Record::Leaf(b"leaf".to_vec()),
-            Record::Private {
-                kind: 7,
-                bytes: vec![],
-            },
-        ]
+        vec![Record::Leaf(b"leaf".to_vec()), Record::Private { kind: 7, bytes: vec![] }]
     }
 
     #[test]

@@ -57,10 +57,7 @@ impl AppliedThrough {
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (journal_id, frames) = bytes.split_first_chunk::<16>()?;
-        Some(Self {
-            journal_id: *journal_id,
-            frames: u64::from_be_bytes(frames.try_into().ok()?),
-        })
+        Some(Self { journal_id: *journal_id, frames: u64::from_be_bytes(frames.try_into().ok()?) })
     }
 }
 

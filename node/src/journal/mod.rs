@@ -35,7 +35,8 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use error::JournalError;
 pub use index::{
-    AppliedThrough, Index, IndexEntry, IndexError, Indexer, MemoryIndex, SledIndex, Unindexed,
+    AppliedThrough, Index, IndexEntry, IndexError, Indexer, KEY_BYTES_MAX, MemoryIndex, SledIndex,
+    Unindexed, VALUE_BYTES_MAX,
 };
 pub use open::{JournalOptions, Recovered};
 pub use public::{BLOB_BYTES_MAX, Head};
@@ -91,12 +92,7 @@ impl Journal {
     ) -> Result<Ticket, JournalError> {
         record::check(&records)?;
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Append {
-            records,
-            priority,
-            reply: Some(reply),
-        })
-        .await?;
+        self.send(Command::Append { records, priority, reply: Some(reply) }).await?;
         Ok(Ticket(answer))
     }
 
@@ -122,12 +118,7 @@ impl Journal {
         let records = vec![Record::Private { kind, bytes }];
         // Kind 0 is refused here, so a leaf cannot be appended lazily.
         record::check(&records)?;
-        self.send(Command::Append {
-            records,
-            priority: Priority::Ordinary,
-            reply: None,
-        })
-        .await
+        self.send(Command::Append { records, priority: Priority::Ordinary, reply: None }).await
     }
 
     /// Publishes tiles and a checkpoint of everything appended before. Costs nothing if that is
@@ -148,12 +139,7 @@ impl Journal {
     /// `Blob` if it is too large or other bytes have that name, and disk errors.
     pub async fn put_blob(&self, digest: [u8; 32], bytes: Vec<u8>) -> Result<(), JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Blob {
-            digest,
-            bytes,
-            reply,
-        })
-        .await?;
+        self.send(Command::Blob { digest, bytes, reply }).await?;
         answer.await.unwrap_or(Err(JournalError::Closed))
     }
 
@@ -204,10 +190,7 @@ impl Journal {
 
     async fn send(&self, command: Command) -> Result<(), JournalError> {
         let commands = self.commands.as_ref().ok_or(JournalError::Closed)?;
-        commands
-            .send(command)
-            .await
-            .map_err(|_| JournalError::Closed)
+        commands.send(command).await.map_err(|_| JournalError::Closed)
     }
 }
 

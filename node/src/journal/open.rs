@@ -8,16 +8,16 @@ use ed25519_dalek::SigningKey;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use super::Journal;
 use super::error::{JournalError, Tried as _};
 use super::index::{AppliedThrough, Index, Indexer, SledIndex, Unindexed};
 use super::lock::Lock;
-use super::public::{Head, PublicLog};
+use super::public::PublicLog;
 use super::reader::Reader;
 use super::scan::{Replay, Seen, Survived};
 use super::storage::{Disk, Storage, make_dir};
 use super::store::{Opened, Store};
 use super::writer::{Budget, COMMANDS_MAX, Figures, Writer, recover_own};
-use super::Journal;
 
 /// Segments are read whole at start, so they stay small enough for that.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
@@ -162,19 +162,11 @@ fn recover(
         }
         Ok(())
     };
-    let opened = Store::open(
-        Arc::clone(&storage),
-        log_id,
-        fresh_id(),
-        options.segment_bytes_max,
-        visit,
-    )?;
+    let opened =
+        Store::open(Arc::clone(&storage), log_id, fresh_id(), options.segment_bytes_max, visit)?;
     let Opened { store, survived } = opened;
     if let Some(head) = on_disk.filter(|head| passed != Some(*head)) {
-        return Err(JournalError::RolledBack {
-            signed: head.size,
-            held: survived.leaves,
-        });
+        return Err(JournalError::RolledBack { signed: head.size, held: survived.leaves });
     }
     if survived.torn_bytes > 0 {
         let bytes = survived.torn_bytes;
@@ -205,9 +197,8 @@ fn catch_up(writer: &mut Writer, survived: &Survived, storage: &Arc<dyn Storage>
     let (index, indexer) = (Arc::clone(&writer.index), Arc::clone(&writer.indexer));
     let mut rebuilt = false;
     let mut run = || -> Result<(), Box<dyn std::error::Error>> {
-        let usable = |at: &AppliedThrough| {
-            at.journal_id == journal_id && at.frames <= survived.frames
-        };
+        let usable =
+            |at: &AppliedThrough| at.journal_id == journal_id && at.frames <= survived.frames;
         let from = match index.applied_through()?.filter(usable) {
             Some(at) => at.frames,
             None => {

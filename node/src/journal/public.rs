@@ -102,10 +102,7 @@ impl PublicLog {
     }
 
     pub(super) fn head(&self) -> Head {
-        Head {
-            size: self.tree.size(),
-            root: self.tree.root(),
-        }
+        Head { size: self.tree.size(), root: self.tree.root() }
     }
 
     pub(super) const fn published(&self) -> Option<&SignedCheckpoint> {
@@ -115,19 +112,14 @@ impl PublicLog {
     /// Bytes of the files, without directory blocks.
     pub(super) fn bytes(&self) -> u64 {
         // Each tile row is a 256th of the one below it.
-        let hashes = self.tree.size().saturating_mul(32) / 255 * 256;
+        let leaves = self.tree.size().saturating_mul(32);
+        let hashes = leaves.saturating_add(leaves / 255);
         self.entry_bytes + self.blob_bytes + hashes
     }
 
     /// Takes the next leaf. Nothing is written before [`PublicLog::write_full_tiles`].
     pub(super) fn push(&mut self, entry: &[u8]) -> Result<(), JournalError> {
-        let Self {
-            tree,
-            rows,
-            bundle,
-            waiting,
-            ..
-        } = self;
+        let Self { tree, rows, bundle, waiting, .. } = self;
         bundle::push_entry(bundle, entry).map_err(|_| JournalError::TooLarge {
             len: entry.len(),
             max: bundle::ENTRY_BYTES_MAX,
@@ -284,10 +276,7 @@ impl PublicLog {
 }
 
 pub(super) fn head_of(signed: &SignedCheckpoint) -> Head {
-    Head {
-        size: signed.checkpoint().size,
-        root: signed.checkpoint().root,
-    }
+    Head { size: signed.checkpoint().size, root: signed.checkpoint().root }
 }
 
 fn full(kind: TileKind, last: u64) -> Option<Tile> {

@@ -33,8 +33,7 @@ impl Reader {
         if start > size {
             return Err(none());
         }
-        file.read_exact_at(&mut header, offset)
-            .tried("read", &path)?;
+        file.read_exact_at(&mut header, offset).tried("read", &path)?;
         let (checksum, len, kind) = record_header(&header);
         if len > PRIVATE_BYTES_MAX || len as u64 > size - start || kind >= KIND_RESERVED_FROM {
             return Err(none());

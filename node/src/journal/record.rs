@@ -47,11 +47,7 @@ impl Record {
     }
 
     pub(super) fn of_kind(kind: u16, bytes: Vec<u8>) -> Self {
-        if kind == 0 {
-            Self::Leaf(bytes)
-        } else {
-            Self::Private { kind, bytes }
-        }
+        if kind == 0 { Self::Leaf(bytes) } else { Self::Private { kind, bytes } }
     }
 
     /// What the disk will hold more because of it: a leaf also lies in an entry bundle.
@@ -67,10 +63,7 @@ impl Record {
 /// Checks what a caller wants to append.
 pub(super) fn check(records: &[Record]) -> Result<(), JournalError> {
     if records.is_empty() || records.len() > RECORDS_MAX {
-        return Err(JournalError::Count {
-            count: records.len(),
-            max: RECORDS_MAX,
-        });
+        return Err(JournalError::Count { count: records.len(), max: RECORDS_MAX });
     }
     let mut total = 0_usize;
     for record in records {
@@ -89,10 +82,7 @@ pub(super) fn check(records: &[Record]) -> Result<(), JournalError> {
         total = total.saturating_add(len);
     }
     if total > APPEND_BYTES_MAX {
-        return Err(JournalError::TooLarge {
-            len: total,
-            max: APPEND_BYTES_MAX,
-        });
+        return Err(JournalError::TooLarge { len: total, max: APPEND_BYTES_MAX });
     }
     Ok(())
 }

@@ -72,9 +72,7 @@ pub(super) fn recover(
     storage: &dyn Storage,
     mut visit: impl FnMut(&Seen<'_>) -> Result<(), JournalError>,
 ) -> Result<Option<Survived>, JournalError> {
-    let numbers = storage
-        .segments()
-        .tried("list", &storage.path(0))?;
+    let numbers = storage.segments().tried("list", &storage.path(0))?;
     let Some(last_number) = numbers.last().copied() else {
         return Ok(None);
     };
@@ -91,7 +89,11 @@ pub(super) fn recover(
         if !rest.is_empty() {
             // A segment is made only when the one before it is durable to its end.
             if number != last_number || durable_later(rest, cursor.frames) {
-                return Err(cursor.corrupt(number, good, "bytes that were durable are not a frame"));
+                return Err(cursor.corrupt(
+                    number,
+                    good,
+                    "bytes that were durable are not a frame",
+                ));
             }
         }
         let survived = survived.get_or_insert_with(|| Survived {
@@ -174,10 +176,7 @@ impl Cursor {
                     record.ok_or_else(|| self.corrupt(segment, at, "a record is damaged"))?;
                 visit(&Seen {
                     frame: frame.number,
-                    position: Position {
-                        segment,
-                        offset: (at + offset) as u64,
-                    },
+                    position: Position { segment, offset: (at + offset) as u64 },
                     leaves: self.leaves,
                     kind,
                     bytes,

@@ -2,7 +2,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 /// Holds the segment files of one journal.
@@ -81,9 +83,7 @@ impl Disk {
     /// What the operating system says.
     pub fn new(dir: &Path) -> io::Result<Self> {
         make_dir(dir, 0o700)?;
-        Ok(Self {
-            dir: dir.to_owned(),
-        })
+        Ok(Self { dir: dir.to_owned() })
     }
 }
 
@@ -102,12 +102,8 @@ impl Storage for Disk {
 
     fn create(&self, number: u32, header: &[u8]) -> io::Result<Box<dyn SegmentFile>> {
         let (path, new) = (self.path(number), self.dir.join("new.seg.tmp"));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(header)?;
         file.sync_all()?;
         fs::rename(&new, &path)?;
@@ -185,12 +181,8 @@ pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> io
     let dir = path.parent().ok_or_else(invalid)?;
     let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(invalid)?;
     let new = dir.join(format!(".{name}.tmp"));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&new)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
     if durable {

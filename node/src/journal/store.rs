@@ -100,9 +100,7 @@ impl Store {
     }
 
     pub(super) fn usable(&self) -> Result<(), JournalError> {
-        self.failed
-            .as_ref()
-            .map_or(Ok(()), |why| Err(JournalError::Failed(why.clone())))
+        self.failed.as_ref().map_or(Ok(()), |why| Err(JournalError::Failed(why.clone())))
     }
 
     /// Puts one append behind those already staged. It is one frame: it survives whole or not at all.
@@ -116,15 +114,12 @@ impl Store {
         let start = self.written + self.staged.len() as u64;
         let offsets = encode(&mut self.staged, self.frames, self.durable_frames, records);
         self.frames += 1;
-        let mut staged = Staged {
-            positions: Vec::with_capacity(records.len()),
-            leaf_indices: Vec::new(),
-        };
+        let mut staged =
+            Staged { positions: Vec::with_capacity(records.len()), leaf_indices: Vec::new() };
         for (record, offset) in records.iter().zip(offsets) {
-            staged.positions.push(Position {
-                segment: self.header.number,
-                offset: start + offset as u64,
-            });
+            staged
+                .positions
+                .push(Position { segment: self.header.number, offset: start + offset as u64 });
             if matches!(record, Record::Leaf(_)) {
                 staged.leaf_indices.push(self.leaves);
                 self.leaves += 1;
@@ -188,16 +183,8 @@ fn begin(
     log_id: [u8; 12],
     journal_id: [u8; 16],
 ) -> Result<Survived, JournalError> {
-    let header = SegmentHeader {
-        number: 0,
-        first_frame: 0,
-        first_leaf: 0,
-        journal_id,
-        log_id,
-    };
-    storage
-        .create(0, &header.to_bytes())
-        .tried("create", &storage.path(0))?;
+    let header = SegmentHeader { number: 0, first_frame: 0, first_leaf: 0, journal_id, log_id };
+    storage.create(0, &header.to_bytes()).tried("create", &storage.path(0))?;
     Ok(Survived {
         segments: vec![(0, SEGMENT_HEADER_BYTES as u64)],
         last: header,

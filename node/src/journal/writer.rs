@@ -95,26 +95,16 @@ impl Writer {
             let mut next = Some(first);
             while let Some(command) = next {
                 match command {
-                    Command::Append {
-                        records,
-                        priority,
-                        reply,
-                    } => {
+                    Command::Append { records, priority, reply } => {
                         bytes += records.iter().map(|r| r.bytes().len()).sum::<usize>();
                         self.append(&records, priority, reply, &mut group);
                     }
                     Command::Publish(reply) => publish.push(reply),
-                    Command::Blob {
-                        digest,
-                        bytes,
-                        reply,
-                    } => answer(reply, self.put_blob(&digest, &bytes)),
+                    Command::Blob { digest, bytes, reply } => {
+                        answer(reply, self.put_blob(&digest, &bytes))
+                    }
                 }
-                next = if bytes < GROUP_BYTES_MAX {
-                    commands.try_recv().ok()
-                } else {
-                    None
-                };
+                next = if bytes < GROUP_BYTES_MAX { commands.try_recv().ok() } else { None };
             }
             self.commit(group);
             if !publish.is_empty() {
@@ -173,6 +163,7 @@ impl Writer {
             };
             self.indexer.index(&stored, entries);
         }
+        self.show_figures();
         Ok(Committed {
             leaf_indices: staged.leaf_indices,
             positions: staged.positions,
@@ -194,11 +185,7 @@ impl Writer {
             cap = cap.min(reach.saturating_sub(kept));
         }
         if used.saturating_add(wanted) > cap {
-            return Err(JournalError::Full {
-                priority,
-                used,
-                cap,
-            });
+            return Err(JournalError::Full { priority, used, cap });
         }
         Ok(())
     }
@@ -225,10 +212,8 @@ impl Writer {
         if !self.index_good {
             return;
         }
-        let through = AppliedThrough {
-            journal_id: self.store.journal_id(),
-            frames: self.store.frames(),
-        };
+        let through =
+            AppliedThrough { journal_id: self.store.journal_id(), frames: self.store.frames() };
         if let Err(error) = self.index.apply(entries, through) {
             tracing::warn!(%error, "the index fell behind and is rebuilt at the next start");
             self.index_good = false;
@@ -263,15 +248,9 @@ impl Writer {
         }
         // Leaves are only ever appended, so this holds unless the memory of this process is bad.
         if let Some(signed) = self.signed.filter(|signed| signed.size >= head.size) {
-            return Err(JournalError::RolledBack {
-                signed: signed.size,
-                held: head.size,
-            });
+            return Err(JournalError::RolledBack { signed: signed.size, held: head.size });
         }
-        let record = Record::Private {
-            kind: KIND_HEAD,
-            bytes: head_bytes(head),
-        };
+        let record = Record::Private { kind: KIND_HEAD, bytes: head_bytes(head) };
         self.store.stage(&[record])?;
         self.store.commit(true)?;
         self.apply(Vec::new());
@@ -281,14 +260,13 @@ impl Writer {
 
     fn put_blob(&mut self, digest: &[u8; 32], bytes: &[u8]) -> Result<(), JournalError> {
         self.store.usable()?;
-        self.log.put_blob(digest, bytes)
+        self.log.put_blob(digest, bytes)?;
+        self.show_figures();
+        Ok(())
     }
 
     fn show_figures(&self) {
-        let Figures {
-            journal_bytes,
-            log_bytes,
-        } = &*self.figures;
+        let Figures { journal_bytes, log_bytes } = &*self.figures;
         journal_bytes.store(self.store.bytes(), Ordering::Relaxed);
         log_bytes.store(self.log.bytes(), Ordering::Relaxed);
     }
@@ -318,10 +296,7 @@ pub(super) fn recover_own(
         .split_first_chunk::<8>()
         .and_then(|(size, root)| {
             let root = <[u8; HASH_BYTES]>::try_from(root).ok()?;
-            Some(Head {
-                size: u64::from_be_bytes(*size),
-                root: TreeHash::from_bytes(root),
-            })
+            Some(Head { size: u64::from_be_bytes(*size), root: TreeHash::from_bytes(root) })
         })
         .ok_or_else(|| seen.corrupt("a signed head cannot be read"))?;
     if head != log.head() {

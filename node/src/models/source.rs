@@ -180,7 +180,7 @@ mod tests {
         }
 
         #[test]
-        fn hub_files_round_trip(text in "hf:[a-zA-Z0-9]{1,5}/[a-zA-Z0-9]{1,5}/[a-z]{1,5}.gguf(@[a-z0-9]{1,6})?") {
+        fn hub_files_round_trip(text in r"hf:[a-zA-Z0-9]{1,5}/[a-zA-Z0-9]{1,5}/[a-z]{1,5}\.gguf(@[a-z0-9]{1,6})?") {
             prop_assert_eq!(Source::parse(&text).unwrap().to_string(), text);
         }
     }

@@ -188,7 +188,7 @@ impl Gatekeeper {
             return Err(HelloError::Refused(reason));
         }
         let (instance, hello) = self.read_hello(node, stream).await?;
-        if let Err(reason) = self.judge(node, &hello) {
+        if let Err(reason) = self.enter(node, instance, &hello) {
             write_verdict(stream, Some(&reason)).await?;
             stream.close().await?;
             return Err(HelloError::Refused(reason));
@@ -198,9 +198,7 @@ impl Gatekeeper {
         stream.write_all(&answer).await?;
         stream.flush().await?;
 
-        read_verdict(stream).await?;
-        // Entered only now: the other side may have refused us.
-        self.enter(node, instance, &hello).map_err(HelloError::Refused)
+        read_verdict(stream).await
     }
 
     fn append_hello(&self, node: NodeId, out: &mut Vec<u8>) -> Result<(), HelloError> {

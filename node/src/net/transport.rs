@@ -32,6 +32,25 @@ pub(super) fn build(
     disable_udp: bool,
     gatekeeper: Arc<Gatekeeper>,
 ) -> Result<ControlTransport, NetError> {
+    // A machine without a resolver configuration can still dial plain IP addresses.
+    let named = match dns::tokio::Transport::system(sockets(keypair, disable_udp)?) {
+        Ok(named) => named,
+        Err(_) => dns::tokio::Transport::custom(
+            sockets(keypair, disable_udp)?,
+            dns::ResolverConfig::default(),
+            dns::ResolverOpts::default(),
+        ),
+    };
+    Ok(named
+        .and_then(move |(peer, muxer): (PeerId, StreamMuxerBox), point: ConnectedPoint| {
+            gatekeeper.admit(peer, muxer, point)
+        })
+        .map_err(io::Error::other)
+        .boxed())
+}
+
+/// TCP and, unless disabled, QUIC; authenticated and multiplexed.
+fn sockets(keypair: &Keypair, disable_udp: bool) -> Result<ControlTransport, NetError> {
     let mut multiplexer = yamux::Config::default();
     multiplexer.set_max_num_streams(YAMUX_STREAMS_MAX);
     let noise =
@@ -52,16 +71,5 @@ pub(super) fn build(
                 .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))),
         )
     };
-    let either = quic.or_transport(tcp).map(|output, _| output.into_inner());
-    let named = dns::tokio::Transport::custom(
-        either,
-        resolver_config(),
-        dns::ResolverOpts::default(),
-    );
-    Ok(named
-        .and_then(move |(peer, muxer): (PeerId, StreamMuxerBox), point: ConnectedPoint| {
-            gatekeeper.admit(peer, muxer, point)
-        })
-        .map_err(io::Error::other)
-        .boxed())
+    Ok(quic.or_transport(tcp).map(|output, _| output.into_inner()).boxed())
 }

@@ -3,16 +3,10 @@
 //! Three kinds have caps: models, spool, log. Evict first (spool entries that were settled and are
 //! past retention, then models unused for longest), then drain, before the journal could fill the
 //! disk: a node that cannot write its log cannot keep a promise. [`plan`] decides and touches
-//! nothing; [`Storage`] measures and removes.
+//! nothing; the daemon measures and removes.
 
 mod disk;
-mod error;
 mod plan;
-mod service;
-mod spool;
 
 pub use disk::{Space, free_bytes, space, tree_bytes};
-pub use error::StorageError;
 pub use plan::{Caps, DrainReason, Eviction, ModelUse, Plan, SpoolUse, StorageState, Survey, plan};
-pub use service::{KindReport, Storage, StorageReport};
-pub use spool::{Part, Spool};

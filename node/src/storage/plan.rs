@@ -4,6 +4,8 @@ use allmend_protocol::ids::{Digest, MessageId};
 use allmend_protocol::time::{DurationMs, Timestamp};
 use serde::Serialize;
 
+use crate::config;
+
 /// Bounds, in bytes except for the retention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Caps {
@@ -17,6 +19,21 @@ pub struct Caps {
     pub reserve_bytes: u64,
     /// How long a settled job stays in the spool.
     pub retention: DurationMs,
+}
+
+impl Caps {
+    /// The bounds that the configuration sets.
+    #[must_use]
+    pub fn from_config(storage: &config::Storage) -> Self {
+        let bytes = |mib: u64| mib.saturating_mul(1024 * 1024);
+        Self {
+            models_bytes: bytes(storage.models_cap_mib),
+            spool_bytes: bytes(storage.spool_cap_mib),
+            log_bytes: bytes(storage.log_cap_mib),
+            reserve_bytes: bytes(storage.reserve_mib),
+            retention: DurationMs::from_secs(storage.retention_hours.saturating_mul(3600)),
+        }
+    }
 }
 
 /// A model as far as eviction is concerned.

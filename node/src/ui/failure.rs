@@ -290,7 +290,6 @@ fn explain_link(link: &(dyn Error + 'static), extra: &[Explainer]) -> Option<Exp
         explainer::<crate::config::LayoutError>,
         explainer::<crate::config::KeyError>,
         explainer::<crate::models::ModelError>,
-        explainer::<crate::storage::StorageError>,
         explain_io,
     ];
     extra.iter().chain(BUILT_IN).find_map(|explain| explain(link))

@@ -8,6 +8,7 @@ pub mod pipe;
 mod pool;
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use allmend_engine::{
-    ChatMessage, Engine, Fault, Finish, Input, LoadOptions, NUMERICS_VERSION, Request, Sampling,
+    ChatMessage, Engine, Event, Fault, Finish, Input, LoadOptions, NUMERICS_VERSION, Request, Sampling,
 };
 use allmend_protocol::job::{InferInput, InferWork};
 use allmend_protocol::units::Decimal;
@@ -61,9 +62,9 @@ pub fn main() -> io::Result<()> {
             ToWorker::Load { path, threads, context_tokens_max } => {
                 engine = None;
                 let options = LoadOptions {
-                    threads: usize::try_from(threads).unwrap_or(1).max(1),
-                    context_tokens_max: Some(context_tokens_max),
-                    ..LoadOptions::default()
+                    threads: usize::try_from(threads).ok().and_then(NonZeroUsize::new),
+                    context_tokens: None,
+                    memory_mib: None,
                 };
                 match Engine::load(&path, &options) {
                     Ok(loaded) => {
@@ -111,7 +112,7 @@ fn run(
         if cancel.load(Ordering::Acquire) {
             return ControlFlow::Break(());
         }
-        let Some(token) = event else { return ControlFlow::Continue(()) };
+        let Event::Token(token) = event else { return ControlFlow::Continue(()) };
         let frame =
             FromWorker::Token { index: token.index, id: token.id, text: token.text.clone() };
         match write_frame(out, &frame) {
@@ -138,7 +139,6 @@ fn run(
             };
             Ended::Finished {
                 reason: reason.to_owned(),
-                text: completion.rest,
                 prompt_tokens,
                 completion_tokens,
                 device_ms,

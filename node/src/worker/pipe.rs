@@ -69,8 +69,6 @@ pub enum Ended {
     Finished {
         /// `stop`, `stop-string` or `length`.
         reason: String,
-        /// Text that was held back until now.
-        text: String,
         /// Tokens of prompt read.
         prompt_tokens: u32,
         /// Tokens of the answer, forced ones counted.

@@ -8,7 +8,6 @@ use allmend_protocol::time::{DurationMs, Timestamp};
 use super::Core;
 use crate::io::{Effect, LocalState};
 use crate::settings::{ADVERT_GAP_MIN, fit_text};
-use crate::view::same_content;
 
 impl Core {
     /// The newest advert of this node, e.g. for a neighbour that has just connected.
@@ -37,6 +36,7 @@ impl Core {
             address.len() <= ADDRESS_BYTES_MAX && !address.chars().any(char::is_control)
         });
         local.addresses.truncate(ADDRESSES_MAX);
+        self.local_changed |= local != self.local;
         self.local = local;
         self.advertise(now, out);
     }
@@ -47,17 +47,17 @@ impl Core {
         if self.local == LocalState::default() {
             return;
         }
-        let every = self.roster.charter().timing.advert_every_ms;
         if let Some(last) = &self.own_advert {
+            let every = self.roster.charter().timing.advert_every_ms;
             let age = now.since(last.issued);
-            if age < ADVERT_GAP_MIN.min(every) && now >= last.issued {
-                return;
-            }
-            let body = self.advert_body(now, last.order);
-            if age < every && now >= last.issued && same_content(last, &body) {
+            let news = self.local_changed || last.slots_free != self.slots_free();
+            let due = if news { ADVERT_GAP_MIN.min(every) } else { every };
+            // A clock that went back is no reason to be silent.
+            if age < due && now >= last.issued {
                 return;
             }
         }
+        self.local_changed = false;
         let order = AdvertOrder {
             epoch: self.identity.epoch,
             incarnation: self.incarnation,
@@ -72,8 +72,6 @@ impl Core {
 
     fn advert_body(&self, now: Timestamp, order: AdvertOrder) -> CapacityAdvert {
         let local = &self.local;
-        let closed = local.draining.is_some() || local.disk_full.is_some();
-        let slots_free = if closed { 0 } else { self.book.slots_free(local.slots_total) };
         CapacityAdvert {
             federation: self.identity.federation,
             signer: self.identity.node,
@@ -86,14 +84,22 @@ impl Core {
             jurisdiction: self.identity.jurisdiction,
             devices: local.devices.clone(),
             slots_total: local.slots_total,
-            slots_free,
+            slots_free: self.slots_free(),
             queue_ms: DurationMs::default(),
             models: local.models.iter().take(ADVERT_LIST_MAX).cloned().collect(),
             fetches_models: !local.fetchable.is_empty(),
             datasets: local.datasets.iter().take(ADVERT_LIST_MAX).copied().collect(),
             rates: local.rates,
-            draining: closed,
+            draining: self.is_closed(),
             addresses: local.addresses.clone(),
         }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.local.draining.is_some() || self.local.disk_full.is_some()
+    }
+
+    fn slots_free(&self) -> u16 {
+        if self.is_closed() { 0 } else { self.book.slots_free(self.local.slots_total) }
     }
 }

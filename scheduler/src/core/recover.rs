@@ -63,6 +63,7 @@ impl Core {
             incarnation: 0,
             started: None,
             local: LocalState::default(),
+            local_changed: false,
             view: View::default(),
             own_order: AdvertOrder::default(),
             own_advert: None,

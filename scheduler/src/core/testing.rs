@@ -17,7 +17,7 @@ use allmend_protocol::units::{Credits, Decimal, Jurisdiction, Rates};
 use ed25519_dalek::SigningKey;
 
 use crate::core::Core;
-use crate::io::{Effect, Entry, Input, LocalState};
+use crate::io::{Entry, LocalState};
 use crate::policy::OperatorPolicy;
 use crate::settings::{Identity, Settings};
 
@@ -131,14 +131,6 @@ impl Federation {
     pub(crate) fn recover(&self, n: u8, settings: Settings, journal: Vec<Entry>) -> Core {
         Core::recover(self.identity(n), settings, self.roster.clone(), journal)
             .expect("own journal")
-    }
-
-    /// A started node with `slots`, the model, and an open door.
-    pub(crate) fn node(&self, n: u8, slots: u16, out: &mut Vec<Effect>) -> Core {
-        let mut core = self.recover(n, open_settings(), vec![]);
-        core.step(START, Input::Started, out);
-        core.step(START, Input::Local(local_state(slots)), out);
-        core
     }
 
     pub(crate) fn job_body(&self, nonce: u8) -> JobSpec {

@@ -395,6 +395,10 @@ fn check_joined(
 ) -> anyhow::Result<(Verified<Charter>, Vec<AnyMessage>, AnyMessage)> {
     let charter = verify_charter(&joined.charter.0).context("the charter in the answer")?;
     ensure!(charter.id() == invitation.charter, "the charter in the answer is not the invitation's");
+    ensure!(
+        invitation.federation == charter.id().into(),
+        "the invitation is of another federation than its charter"
+    );
     let verify = |bytes: &ByteString| {
         let envelope = Envelope::from_bytes(&bytes.0)?;
         AnyMessage::verify(&envelope, &invitation.federation)

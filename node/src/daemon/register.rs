@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use allmend_protocol::bytes::ByteString;
 use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::envelope::{Signed, Verified};
-use allmend_protocol::ids::{FederationId, ResearcherId};
+use allmend_protocol::ids::{FederationId, PublicKey, ResearcherId};
 use allmend_protocol::time::Timestamp;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -32,8 +32,17 @@ pub(crate) struct Register {
 #[serde(deny_unknown_fields)]
 struct Content {
     researchers: BTreeMap<ResearcherId, Entry>,
-    invitations_used: BTreeMap<String, Timestamp>,
+    invitations_used: BTreeMap<String, Used>,
     serial: u64,
+}
+
+/// By whom an invitation was used, until it would have expired anyway. The same key may ask again:
+/// the first answer may have been lost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Used {
+    by: PublicKey,
+    expires: Timestamp,
 }
 
 /// One researcher.
@@ -107,21 +116,22 @@ impl Register {
         Ok(there)
     }
 
-    /// Uses an invitation up; says false when it was used before.
+    /// Uses an invitation up; says false when another key has used it before.
     pub(crate) fn use_invitation(
         &mut self,
         nonce: &[u8; 16],
+        by: PublicKey,
         expires: Timestamp,
         now: Timestamp,
     ) -> anyhow::Result<bool> {
         // Expired ones are refused by their date and need not be remembered.
-        self.content.invitations_used.retain(|_, expires| *expires > now);
+        self.content.invitations_used.retain(|_, used| used.expires > now);
         anyhow::ensure!(self.content.invitations_used.len() < NONCES_MAX, "too many invitations");
         let nonce = data_encoding::HEXLOWER.encode(nonce);
-        if self.content.invitations_used.contains_key(&nonce) {
-            return Ok(false);
+        if let Some(used) = self.content.invitations_used.get(&nonce) {
+            return Ok(used.by == by);
         }
-        self.content.invitations_used.insert(nonce, expires);
+        self.content.invitations_used.insert(nonce, Used { by, expires });
         self.save()?;
         Ok(true)
     }

@@ -44,7 +44,7 @@ impl Daemon {
             role,
             node: self.local.node,
             bulk: super::start::bulk_addresses(&listening),
-            bootstrap: listening.control.iter().map(ToString::to_string).collect(),
+            bootstrap: super::start::control_addresses(&listening, self.local.node),
             nonce: random_bytes()?,
             not_before: at,
             expires: at.plus(DurationMs::from_secs(ttl_seconds)),

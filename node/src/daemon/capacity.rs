@@ -14,7 +14,6 @@ use crate::config::{Config, Layout};
 use crate::device::Device;
 use crate::membership::now;
 use crate::models::Store;
-use crate::net::ListenAddresses;
 use crate::storage::{Caps, Eviction, ModelUse, SpoolUse, StorageState, Survey, plan, space, tree_bytes};
 
 /// What was found when last looked.
@@ -34,7 +33,7 @@ impl Capacity {
     pub(crate) fn survey(
         layout: &Layout,
         config: &Config,
-        listening: ListenAddresses,
+        addresses: Vec<String>,
     ) -> anyhow::Result<Capacity> {
         let store = Store::open(layout.models_dir()).context("models directory")?;
         let mut capacity = Capacity {
@@ -42,7 +41,7 @@ impl Capacity {
             config: config.clone(),
             device: Device::probe(layout.root()),
             store,
-            addresses: listening.control.iter().map(ToString::to_string).collect(),
+            addresses,
             models: BTreeMap::new(),
             disk_full: None,
         };

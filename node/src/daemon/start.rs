@@ -26,7 +26,7 @@ use super::{Daemon, EVENTS_MAX, Event, Local, tap};
 use crate::config::{Config, Identity, Layout, write_private};
 use crate::journal::{Journal, JournalOptions, Record, Replay};
 use crate::membership::Membership;
-use crate::net::{Admitted, Gossip, ListenAddresses, Members, Net, NetOptions};
+use crate::net::{peer_of, Admitted, Gossip, ListenAddresses, Members, Net, NetOptions};
 use crate::spool::Spool;
 use crate::ui::{Advice, ExitClass};
 use crate::worker::{Pool, PoolOptions};
@@ -183,7 +183,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     .await?;
 
     let (events, event_queue) = mpsc::channel::<Event>(EVENTS_MAX);
-    let capacity = Capacity::survey(&layout, &config, net.listen_addresses())?;
+    let capacity = Capacity::survey(&layout, &config, control_addresses(&net.listen_addresses(), node))?;
     let pool = Pool::new(
         capacity.slots(),
         &PoolOptions {
@@ -209,7 +209,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         pid: std::process::id(),
         node,
         bulk: bulk_addresses(&listening),
-        control: listening.control.iter().map(ToString::to_string).collect(),
+        control: control_addresses(&listening, node),
     };
     let daemon = Daemon {
         core,
@@ -258,6 +258,17 @@ impl Daemon {
         self.journal.publish().await?;
         Ok(())
     }
+}
+
+/// Where members reach the control plane, each address with the peer's id as libp2p writes it.
+pub(super) fn control_addresses(listening: &ListenAddresses, node: NodeId) -> Vec<String> {
+    let peer = peer_of(&node);
+    listening
+        .control
+        .iter()
+        .filter_map(|address| Some(address.clone().with_p2p(peer?).ok()?.to_string()))
+        .take(allmend_protocol::cert::ADDRESSES_MAX)
+        .collect()
 }
 
 /// Where clients and members reach the bulk plane: a wildcard address stands for those of every

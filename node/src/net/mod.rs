@@ -40,6 +40,7 @@ pub use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
+    identity::peer_of,
     client::{ClientConnection, connect_client},
     counters::Counters,
     error::NetError,

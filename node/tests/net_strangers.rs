@@ -18,7 +18,9 @@ use libp2p::{
     swarm::{ConnectionError, SwarmEvent},
     tcp, yamux,
 };
-use net_common::{Club, FEDERATION, Node, Seen, exchange, key, node_id, now_ms, options, until, within};
+use net_common::{
+    Club, FEDERATION, Node, Seen, exchange, key, node_id, now_ms, options, until, within,
+};
 
 fn socket(address: &Multiaddr) -> (bool, SocketAddr) {
     let mut parts = address.iter();

@@ -171,9 +171,8 @@ impl Control {
     }
 
     fn on_response(&mut self, outbound: Outbound, mut bytes: Vec<u8>) {
-        let (Outbound::Application(peer, _)
-        | Outbound::Probe(peer, _)
-        | Outbound::Notice(peer)) = &outbound;
+        let (Outbound::Application(peer, _) | Outbound::Probe(peer, _) | Outbound::Notice(peer)) =
+            &outbound;
         if let Some(known) = self.peers.get(peer) {
             let key = Some(*known.node.as_bytes());
             self.commons.taps.message(Direction::In, key, Plane::Reply, &bytes);

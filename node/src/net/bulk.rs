@@ -280,9 +280,8 @@ pub(super) async fn connect(
     config: quinn::ClientConfig,
     target: &str,
 ) -> Result<Connection, NetError> {
-    let addresses = tokio::net::lookup_host(target)
-        .await
-        .map_err(|_| NetError::Resolve(target.to_owned()))?;
+    let addresses =
+        tokio::net::lookup_host(target).await.map_err(|_| NetError::Resolve(target.to_owned()))?;
     let mut last = NetError::Resolve(target.to_owned());
     for address in addresses.take(ADDRESSES_PER_PEER_MAX) {
         let attempt = match endpoint.connect_with(config.clone(), address, "allmend") {
@@ -416,12 +415,7 @@ async fn serve_member(bulk: Arc<Bulk>, node: NodeId, connection: Connection) {
     bulk.unregister(&node, &connection);
 }
 
-async fn serve_client(
-    bulk: &Bulk,
-    key: [u8; 32],
-    connection: Connection,
-    mut standing: Standing,
-) {
+async fn serve_client(bulk: &Bulk, key: [u8; 32], connection: Connection, mut standing: Standing) {
     let commons = &bulk.commons;
     let remote = connection.remote_address();
     let probation = tokio::time::sleep(CLIENT_UNKNOWN_LIFETIME);
@@ -452,9 +446,8 @@ async fn keep(bulk: Arc<Bulk>, node: NodeId, mut targets: watch::Receiver<BTreeS
     let mut changes = bulk.changes.subscribe();
     let mut backoff = Backoff::new(Instant::now());
     if bulk.commons.ourselves > node {
-        let lives = async {
-            while bulk.live(&node).is_empty() && changes.changed().await.is_ok() {}
-        };
+        let lives =
+            async { while bulk.live(&node).is_empty() && changes.changed().await.is_ok() {} };
         timeout(BULK_DIAL_GRACE, lives).await.ok();
     }
     loop {

@@ -84,7 +84,6 @@ pub(super) struct Advertised {
     pub(super) advertise: bool,
     pub(super) control_external: Vec<Multiaddr>,
     pub(super) bulk_external: Vec<String>,
-    pub(super) disable_udp: bool,
 }
 
 /// A connected member.
@@ -196,7 +195,6 @@ pub(super) async fn start(
             advertise: options.advertise,
             control_external: options.control_external,
             bulk_external: options.bulk_external,
-            disable_udp: options.disable_udp,
         },
         peers: BTreeMap::new(),
         outbound: HashMap::new(),
@@ -223,9 +221,8 @@ async fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Multiaddr]) -> Result
     };
     let mut waiting = BTreeMap::new();
     for address in addresses {
-        let listener = swarm
-            .listen_on(address.clone())
-            .map_err(|error| failed(address, error.to_string()))?;
+        let listener =
+            swarm.listen_on(address.clone()).map_err(|error| failed(address, error.to_string()))?;
         waiting.insert(listener.to_string(), address);
     }
     let reported = timeout(LISTEN_TIMEOUT, async {
@@ -679,10 +676,7 @@ impl Path {
 }
 
 /// Answers a command whose peer is not connected.
-pub(super) fn not_connected<T>(
-    peer: &PeerId,
-    reply: oneshot::Sender<Result<T, NetError>>,
-) {
+pub(super) fn not_connected<T>(peer: &PeerId, reply: oneshot::Sender<Result<T, NetError>>) {
     let error = match node_of(peer) {
         Some(node) => NetError::NotConnected(node),
         None => NetError::Connection("not an Ed25519 identity".to_owned()),

@@ -57,8 +57,8 @@ pub struct NetOptions {
     pub key: SigningKey,
     /// Digest of the genesis charter; nodes of another federation are refused.
     pub federation: [u8; 32],
-    /// Where the control plane listens, e.g. `/ip4/0.0.0.0/tcp/4701` and
-    /// `/ip4/0.0.0.0/udp/4701/quic-v1`. May be empty: the node then only dials out.
+    /// Where the control plane listens, e.g. `/ip4/0.0.0.0/tcp/7700` and
+    /// `/ip4/0.0.0.0/udp/7700/quic-v1`. May be empty: the node then only dials out.
     pub control_listen: Vec<Multiaddr>,
     /// Where the bulk plane listens (UDP).
     pub bulk_listen: SocketAddr,

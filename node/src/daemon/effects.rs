@@ -97,7 +97,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn send(&self, to: NodeId, message: &AnyMessage, attached: &[AnyMessage]) {
+    pub(super) fn send(&self, to: NodeId, message: &AnyMessage, attached: &[AnyMessage]) {
         let bundle = Bundle {
             main: message.envelope().clone(),
             attached: attached.iter().map(|message| message.envelope().clone()).collect(),
@@ -227,8 +227,9 @@ impl Daemon {
         };
         let (attempt, node) =
             view.attempts.last().map_or((0, None), |last| (last.attempt, Some(last.node)));
+        let why = self.with_names(&view.why);
         if !view.phase.is_over() {
-            output.set_phase(view.phase, view.why, attempt, node);
+            output.set_phase(view.phase, why, attempt, node);
             return;
         }
         if let Err(error) = self.keep_result(job, view.phase, &output) {
@@ -240,7 +241,7 @@ impl Daemon {
         } else {
             Vec::new()
         };
-        output.set_over(view.phase, view.why, verdicts);
+        output.set_over(view.phase, why, verdicts);
     }
 
     /// Seals what there is of an answer to its researcher and removes input and output.

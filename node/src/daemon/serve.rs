@@ -365,7 +365,8 @@ impl Daemon {
     fn watched(&mut self, job: MessageId) -> anyhow::Result<std::sync::Arc<JobOutput>> {
         let output = self.output(job)?;
         if let Some(view) = self.core.job(job).filter(|view| view.phase.is_over()) {
-            output.set_over(view.phase, view.why, Vec::new());
+            let why = self.with_names(&view.why);
+            output.set_over(view.phase, why, Vec::new());
         }
         Ok(output)
     }

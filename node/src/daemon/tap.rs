@@ -25,7 +25,7 @@ pub(crate) struct FileTap {
 
 impl FileTap {
     pub(crate) fn create(dir: &Path) -> anyhow::Result<Arc<FileTap>> {
-        crate::config::create_dir_private(dir)
+        crate::config::create_private_dir(dir)
             .with_context(|| format!("debug.tap_dir {} cannot be made", dir.display()))?;
         Ok(Arc::new(FileTap { dir: dir.to_owned(), files: Mutex::default() }))
     }

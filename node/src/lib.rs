@@ -1,6 +1,7 @@
 //! The node: what is *done*. Daemon, worker and command line; the only crate with sockets, clocks
 //! and disks.
 
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -5,7 +5,7 @@
 
 use allmend_protocol::ids::{MessageId, NodeId, SealingKey};
 use allmend_protocol::job::KeyWrap;
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::aead::{Aead, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
 use hpke::aead::ChaCha20Poly1305 as HpkeAead;
 use hpke::kdf::HkdfSha256;

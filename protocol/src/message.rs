@@ -133,6 +133,7 @@ macro_rules! messages {
 
         /// A body that this process has decided on but not signed yet.
         #[derive(Clone, Debug, PartialEq)]
+        #[allow(clippy::large_enum_variant, reason = "short-lived, and never kept in numbers")]
         #[allow(missing_docs, reason = "each variant is named after the message it holds")]
         pub enum Body { $( $variant($body), )* }
 

@@ -52,7 +52,7 @@ impl<'a> Context<'a> {
             overrides.assign(assignment)?;
         }
         let Loaded { config, warnings, .. } =
-            load(&self.layout.config(), std::env::vars_os(), &overrides)?;
+            load(&self.layout.config_file(), std::env::vars_os(), &overrides)?;
         for warning in warnings {
             self.terminal.warn(warning);
         }
@@ -73,7 +73,7 @@ impl<'a> Context<'a> {
                 error
             }
         })?;
-        let path = self.layout.home();
+        let path = self.layout.home_file();
         let home = std::fs::read(&path)
             .with_context(|| format!("cannot read {}", path.display()))
             .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))?;
@@ -82,7 +82,7 @@ impl<'a> Context<'a> {
 
     /// The node of this directory, if it runs.
     pub(super) fn daemon(&self) -> anyhow::Result<DaemonInfo> {
-        let path = self.layout.run_info();
+        let path = self.layout.daemon_file();
         let bytes = std::fs::read(&path).map_err(|_| {
             anyhow::Error::from(
                 Advice::new(ExitClass::Unreachable, "no node is running in this directory")
@@ -97,7 +97,7 @@ impl<'a> Context<'a> {
         let operator = match who {
             As::Operator => true,
             As::Researcher => false,
-            As::Anybody => self.layout.node_key().exists() && self.layout.run_info().exists(),
+            As::Anybody => self.layout.node_key().exists() && self.layout.daemon_file().exists(),
         };
         if operator {
             let identity = Identity::load(&self.layout.node_key())?;

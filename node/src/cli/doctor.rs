@@ -13,7 +13,7 @@ use crate::ui::ExitClass;
 
 pub(super) async fn run(context: &Context<'_>, options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let extra = if options.offline { Vec::new() } else { reach(context).await };
-    let loaded = load(&context.layout.config(), std::env::vars_os(), &Overrides::default());
+    let loaded = load(&context.layout.config_file(), std::env::vars_os(), &Overrides::default());
     let report = examine(Subject {
         layout: &context.layout,
         config: loaded.as_ref(),
@@ -30,7 +30,7 @@ pub(super) async fn run(context: &Context<'_>, options: &DoctorOptions) -> anyho
 /// Another member tries to reach this node, if it runs.
 async fn reach(context: &Context<'_>) -> Vec<Check> {
     const NAME: &str = "reachable";
-    if !context.layout.run_info().exists() {
+    if !context.layout.daemon_file().exists() {
         return vec![
             Check::new(NAME, Status::Skipped, "no node is running here")
                 .hint("start it with `allmend node run`, then ask again"),

@@ -181,7 +181,7 @@ fn enter(
 }
 
 fn write_certificate(context: &Context<'_>, message: &AnyMessage) -> anyhow::Result<()> {
-    let path = context.layout.certs().join(format!("{}.cert", message.id()));
+    let path = context.layout.certs_dir().join(format!("{}.cert", message.id()));
     write_private(&path, message.envelope().as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))
 }
@@ -194,7 +194,7 @@ fn write_config(
     jurisdiction: Option<Jurisdiction>,
     set: &[String],
 ) -> anyhow::Result<()> {
-    let path = context.layout.config();
+    let path = context.layout.config_file();
     let mut chosen: Vec<(&str, toml::Value)> = Vec::new();
     for (key, value) in [
         ("institution", institution),
@@ -266,7 +266,7 @@ pub(super) async fn join(
             .hint("choose another with --dir")
             .into());
     }
-    if researcher && layout.home().exists() {
+    if researcher && layout.home_file().exists() {
         return Err(Advice::new(ExitClass::Conflict, "a researcher has joined in this directory already")
             .hint("choose another with --dir")
             .into());
@@ -312,7 +312,7 @@ pub(super) async fn join(
             let bulk = std::iter::once(remote.clone()).chain(others).collect();
             write_certificate(context, &own)?;
             let home = Home { node: invitation.node, bulk };
-            write_private(&layout.home(), &serde_json::to_vec_pretty(&home)?)?;
+            write_private(&layout.home_file(), &serde_json::to_vec_pretty(&home)?)?;
             if !layout.charter().exists() {
                 write_private(&layout.charter(), charter.envelope().as_bytes())?;
             }
@@ -395,6 +395,10 @@ fn check_joined(
 ) -> anyhow::Result<(Verified<Charter>, Vec<AnyMessage>, AnyMessage)> {
     let charter = verify_charter(&joined.charter.0).context("the charter in the answer")?;
     ensure!(charter.id() == invitation.charter, "the charter in the answer is not the invitation's");
+    ensure!(
+        invitation.federation == charter.id().into(),
+        "the invitation is of another federation than its charter"
+    );
     let verify = |bytes: &ByteString| {
         let envelope = Envelope::from_bytes(&bytes.0)?;
         AnyMessage::verify(&envelope, &invitation.federation)

@@ -34,7 +34,7 @@ pub(crate) fn read_header(path: &std::path::Path) -> Result<Header, String> {
 pub(super) async fn run(context: &Context<'_>, command: ModelsCommand) -> anyhow::Result<ExitCode> {
     let store = || -> anyhow::Result<Store> {
         context.layout.create()?;
-        Ok(Store::open(context.layout.models())?)
+        Ok(Store::open(context.layout.models_dir())?)
     };
     match command {
         ModelsCommand::Pull { source, name, digest, link } => {
@@ -113,7 +113,7 @@ async fn pull(
 
 /// A node that runs here looks at its models by itself every few seconds; this makes it at once.
 async fn tell_node(context: &Context<'_>) {
-    if context.layout.run_info().exists()
+    if context.layout.daemon_file().exists()
         && let Ok(caller) = context.connect(As::Operator).await
     {
         let _ = caller.ask(&Ask::ModelsChanged {}).await;

@@ -53,7 +53,7 @@ impl Desk {
         let charter = read_charter(&context.layout.charter())?;
         let federation = charter.federation.unwrap_or_else(|| charter.id().into());
         let researcher = ResearcherId::from(identity.public());
-        let cert = read_certificates(&context.layout.certs(), &federation)?
+        let cert = read_certificates(&context.layout.certs_dir(), &federation)?
             .into_iter()
             .filter_map(|message| match message {
                 AnyMessage::ResearcherCert(cert) if cert.researcher == researcher => Some(cert),

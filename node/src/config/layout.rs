@@ -62,9 +62,9 @@ macro_rules! paths {
 
 paths! {
     /// The configuration.
-    config = "config.toml";
+    config_file = "config.toml";
     /// Key files; nothing else may read them.
-    keys = "keys";
+    keys_dir = "keys";
     /// The node's identity.
     node_key = "keys/node.key";
     /// The institution's identity, at the one node that admits others.
@@ -74,25 +74,25 @@ paths! {
     /// The charter in force, as signed bytes.
     charter = "charter";
     /// Certificates, ours and those of peers.
-    certs = "certs";
+    certs_dir = "certs";
     /// The append-only journal.
-    journal = "journal";
+    journal_dir = "journal";
     /// Tiles, checkpoints and blobs of the log, as auditors fetch them.
-    log = "log";
+    log_dir = "log";
     /// The index derived from the journal; may be deleted when the node is stopped.
-    index = "index";
+    index_dir = "index";
     /// Sealed prompts and results of open and recent jobs.
-    spool = "spool";
+    spool_dir = "spool";
     /// Models by digest.
-    models = "models";
+    models_dir = "models";
     /// What only a running daemon needs: its lock, its address.
-    run = "run";
+    run_dir = "run";
     /// Locked while a daemon runs on this directory.
     daemon_lock = "run/daemon.lock";
     /// What the running daemon listens on, as JSON, for the command line.
-    run_info = "run/daemon.json";
-    /// On a researcher's machine: which node is home, and where.
-    home = "home.json";
+    daemon_file = "run/daemon.json";
+    /// Where a researcher's home node is.
+    home_file = "home.json";
     /// The erasable register of names and salts.
     register = "register";
 }
@@ -136,17 +136,17 @@ impl Layout {
     pub fn create(&self) -> Result<(), LayoutError> {
         let parts = [
             self.root.clone(),
-            self.keys(),
-            self.certs(),
-            self.journal(),
-            self.log(),
-            self.index(),
-            self.spool(),
-            self.models(),
-            self.run(),
+            self.keys_dir(),
+            self.certs_dir(),
+            self.journal_dir(),
+            self.log_dir(),
+            self.index_dir(),
+            self.spool_dir(),
+            self.models_dir(),
+            self.run_dir(),
         ];
         for path in parts {
-            create_dir_private(&path)
+            create_private_dir(&path)
                 .map_err(|source| LayoutError::Unwritable { path: path.clone(), source })?;
         }
         Ok(())
@@ -184,7 +184,7 @@ impl Layout {
     /// # Errors
     /// [`LayoutError::Missing`] otherwise.
     pub fn require(&self) -> Result<(), LayoutError> {
-        if self.keys().is_dir() { Ok(()) } else { Err(LayoutError::Missing(self.root.clone())) }
+        if self.keys_dir().is_dir() { Ok(()) } else { Err(LayoutError::Missing(self.root.clone())) }
     }
 }
 
@@ -192,7 +192,7 @@ impl Layout {
 ///
 /// # Errors
 /// Those of the file system.
-pub(crate) fn create_dir_private(path: &Path) -> io::Result<()> {
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
@@ -252,7 +252,7 @@ mod tests {
         layout.create().unwrap();
         layout.create().unwrap();
         layout.require().unwrap();
-        for path in [layout.root().to_owned(), layout.keys(), layout.spool()] {
+        for path in [layout.root().to_owned(), layout.keys_dir(), layout.spool_dir()] {
             assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
         }
     }

@@ -17,7 +17,7 @@ mod settings;
 
 pub use error::{ConfigError, Origin, Place, Problem};
 pub use keys::{Identity, KeyError, SealingSecret};
-pub(crate) use layout::create_dir_private;
+pub(crate) use layout::create_private_dir;
 pub use layout::{Layout, LayoutError, write_private};
 pub use load::{Effective, Loaded, Overrides, load};
 pub use print::{annotated, markdown};

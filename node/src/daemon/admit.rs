@@ -17,6 +17,8 @@ use crate::seal::random_bytes;
 
 /// How long certificates hold: a year, renewed well before.
 pub(crate) const CERT_LIFETIME: DurationMs = DurationMs::from_secs(365 * 86_400);
+/// A join request older than this is a replay, or comes from a machine whose clock is wrong.
+const REQUEST_LIFETIME: DurationMs = DurationMs::from_secs(300);
 /// The longest that an invitation may hold: a month.
 const INVITATION_LIFETIME_MAX: u64 = 31 * 86_400;
 
@@ -42,7 +44,7 @@ impl Daemon {
             role,
             node: self.local.node,
             bulk: super::start::bulk_addresses(&listening),
-            bootstrap: listening.control.iter().map(ToString::to_string).collect(),
+            bootstrap: super::start::control_addresses(&listening, self.local.node),
             nonce: random_bytes()?,
             not_before: at,
             expires: at.plus(DurationMs::from_secs(ttl_seconds)),
@@ -100,12 +102,22 @@ impl Daemon {
                 .because(why)
                 .hint("ask whoever invited you for a new one")));
         }
+        if invitation.charter != self.core.roster().charter().id() {
+            return Ok(Err(refuse("the invitation is to an earlier charter")
+                .hint("ask whoever invited you for a new one")));
+        }
+        if request.issued > at.plus(skew) || request.issued.plus(REQUEST_LIFETIME) < at {
+            return Ok(Err(refuse("the join request is not of now")
+                .because(format!("it says {}, here it is {at}", request.issued))
+                .hint("set your machine's clock")));
+        }
         if invitation.role != Role::Researcher && request.jurisdiction.is_none() {
             return Ok(Err(refuse("a node must say in which jurisdiction it stands")
                 .hint("join with --jurisdiction CC")));
         }
-        let already = self.register.use_invitation(&invitation.nonce, invitation.expires, at)?;
-        if !already {
+        let fresh =
+            self.register.use_invitation(&invitation.nonce, caller, invitation.expires, at)?;
+        if !fresh {
             return Ok(Err(refuse("the invitation has been used before")
                 .because("each invitation admits one key")
                 .hint("ask whoever invited you for a new one")));
@@ -134,7 +146,15 @@ impl Daemon {
         let (federation, signer) = (self.local.federation, InstitutionId::from(key.public()));
         let charter = self.core.roster().charter().id();
         let serial = self.register.next_serial()?;
-        let (not_before, expires) = (at, at.plus(CERT_LIFETIME));
+        // Nobody vouches for longer than they are vouched for themselves.
+        let own_end = self
+            .core
+            .roster()
+            .institution_at(at, signer)?
+            .cert
+            .as_ref()
+            .map_or(Timestamp::from_ms(u64::MAX), |cert| cert.expires);
+        let (not_before, expires) = (at, at.plus(CERT_LIFETIME).min(own_end));
         let jurisdiction = request.jurisdiction;
         let key = key.signing();
         let message: AnyMessage = match role {

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use allmend_protocol::advert::{ADVERT_LIST_MAX, DeviceCapacity, ModelHeld};
 use allmend_protocol::ids::{Digest, MessageId};
 use allmend_protocol::receipt::Settlement;
-use allmend_protocol::time::DurationMs;
 use allmend_scheduler::io::{Input, LocalState};
 use anyhow::Context as _;
 
@@ -15,7 +14,6 @@ use crate::config::{Config, Layout};
 use crate::device::Device;
 use crate::membership::now;
 use crate::models::Store;
-use crate::net::ListenAddresses;
 use crate::storage::{Caps, Eviction, ModelUse, SpoolUse, StorageState, Survey, plan, space, tree_bytes};
 
 /// What was found when last looked.
@@ -35,15 +33,15 @@ impl Capacity {
     pub(crate) fn survey(
         layout: &Layout,
         config: &Config,
-        listening: ListenAddresses,
+        addresses: Vec<String>,
     ) -> anyhow::Result<Capacity> {
-        let store = Store::open(layout.models()).context("models directory")?;
+        let store = Store::open(layout.models_dir()).context("models directory")?;
         let mut capacity = Capacity {
             layout: layout.clone(),
             config: config.clone(),
             device: Device::probe(layout.root()),
             store,
-            addresses: listening.control.iter().map(ToString::to_string).collect(),
+            addresses,
             models: BTreeMap::new(),
             disk_full: None,
         };
@@ -64,11 +62,6 @@ impl Capacity {
     /// Memory that all workers together may use.
     pub(crate) fn memory_mib(&self) -> u64 {
         self.device.memory_for_workers_mib(&self.config.limits)
-    }
-
-    /// What the device probe found.
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
     }
 
     /// Reads the models directory again.
@@ -140,15 +133,7 @@ impl Capacity {
     }
 
     fn caps(&self) -> Caps {
-        let mib = |mib: u64| mib.saturating_mul(1 << 20);
-        let storage = &self.config.storage;
-        Caps {
-            models_bytes: mib(storage.models_cap_mib),
-            spool_bytes: mib(storage.spool_cap_mib),
-            log_bytes: mib(storage.log_cap_mib),
-            reserve_bytes: mib(storage.reserve_mib),
-            retention: DurationMs::from_secs(storage.retention_hours.saturating_mul(3_600)),
-        }
+        Caps::from_config(&self.config.storage)
     }
 }
 
@@ -186,6 +171,9 @@ impl Daemon {
                 let decided = plan(&survey, &self.capacity.caps(), now());
                 for eviction in decided.evict {
                     self.evict(eviction);
+                }
+                if let StorageState::LogFullSoon { left_bytes } = &decided.state {
+                    tracing::warn!(left_bytes, "the log is near its cap: raise storage.log_cap_mib");
                 }
                 let full = match &decided.state {
                     StorageState::MustDrain { why } => Some(why.in_words().to_owned()),
@@ -227,7 +215,7 @@ impl Daemon {
             .collect();
         let mut spool = Vec::new();
         for (job, ..) in self.spool.jobs()? {
-            let bytes = tree_bytes(&layout.spool().join(job.to_string()))?;
+            let bytes = tree_bytes(&layout.spool_dir().join(job.to_string()))?;
             let settled_at = match self.core.job(job) {
                 // A job that this node no longer remembers was settled long ago.
                 None => Some(allmend_protocol::time::Timestamp::ZERO),

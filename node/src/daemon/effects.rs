@@ -17,6 +17,9 @@ use super::{Daemon, Event, TAKEN};
 use crate::journal::{Priority, Record};
 use crate::seal::{ContentKey, SealedResult};
 
+/// Records in one append: with the largest leaves this stays below what the journal takes at once.
+const COMMIT_RECORDS_MAX: usize = 64;
+
 /// The journal's kind for the core's own records.
 pub(crate) const KIND_CORE: u16 = 1;
 
@@ -28,8 +31,12 @@ impl Daemon {
         let mut must = false;
         for effect in effects {
             if let Effect::Append { entry, durable } = effect {
+                // A leaf is always waited for: only private notes may be lost in a power cut.
+                must |= durable || matches!(entry, Entry::Leaf(_));
                 records.push(record(entry));
-                must |= durable;
+                if records.len() >= COMMIT_RECORDS_MAX {
+                    self.commit(std::mem::take(&mut records), std::mem::take(&mut must)).await?;
+                }
                 continue;
             }
             self.commit(std::mem::take(&mut records), std::mem::take(&mut must)).await?;
@@ -90,7 +97,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn send(&self, to: NodeId, message: &AnyMessage, attached: &[AnyMessage]) {
+    pub(super) fn send(&self, to: NodeId, message: &AnyMessage, attached: &[AnyMessage]) {
         let bundle = Bundle {
             main: message.envelope().clone(),
             attached: attached.iter().map(|message| message.envelope().clone()).collect(),
@@ -220,8 +227,9 @@ impl Daemon {
         };
         let (attempt, node) =
             view.attempts.last().map_or((0, None), |last| (last.attempt, Some(last.node)));
+        let why = self.with_names(&view.why);
         if !view.phase.is_over() {
-            output.set_phase(view.phase, view.why, attempt, node);
+            output.set_phase(view.phase, why, attempt, node);
             return;
         }
         if let Err(error) = self.keep_result(job, view.phase, &output) {
@@ -233,7 +241,7 @@ impl Daemon {
         } else {
             Vec::new()
         };
-        output.set_over(view.phase, view.why, verdicts);
+        output.set_over(view.phase, why, verdicts);
     }
 
     /// Seals what there is of an answer to its researcher and removes input and output.

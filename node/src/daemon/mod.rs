@@ -193,6 +193,10 @@ impl Daemon {
         match event {
             NetEvent::Joined(node) => {
                 tracing::info!(node = %node.short(), "member connected");
+                // Gossip needs a heartbeat or two before it reaches a newcomer; a message does not.
+                if let Some(advert) = self.core.own_advert_now().cloned() {
+                    self.send(node, &advert.into(), &[]);
+                }
                 if let Some(versions) = self.membership.peer_versions(node) {
                     inputs.push(Input::PeerVersions { node, versions });
                 }

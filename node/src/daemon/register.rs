@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use allmend_protocol::bytes::ByteString;
 use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::envelope::{Signed, Verified};
-use allmend_protocol::ids::{FederationId, ResearcherId};
+use allmend_protocol::ids::{FederationId, PublicKey, ResearcherId};
 use allmend_protocol::time::Timestamp;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,6 @@ const NONCES_MAX: usize = 100_000;
 #[derive(Debug)]
 pub(crate) struct Register {
     path: PathBuf,
-    federation: FederationId,
     content: Content,
     certs: BTreeMap<ResearcherId, Verified<ResearcherCert>>,
 }
@@ -33,8 +32,17 @@ pub(crate) struct Register {
 #[serde(deny_unknown_fields)]
 struct Content {
     researchers: BTreeMap<ResearcherId, Entry>,
-    invitations_used: BTreeMap<String, Timestamp>,
+    invitations_used: BTreeMap<String, Used>,
     serial: u64,
+}
+
+/// By whom an invitation was used, until it would have expired anyway. The same key may ask again:
+/// the first answer may have been lost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Used {
+    by: PublicKey,
+    expires: Timestamp,
 }
 
 /// One researcher.
@@ -67,7 +75,7 @@ impl Register {
                 .with_context(|| format!("{}: certificate of {}", path.display(), key.short()))?;
             certs.insert(*key, cert);
         }
-        Ok(Register { path, federation, content, certs })
+        Ok(Register { path, content, certs })
     }
 
     /// The researcher's certificate.
@@ -108,21 +116,22 @@ impl Register {
         Ok(there)
     }
 
-    /// Uses an invitation up; says false when it was used before.
+    /// Uses an invitation up; says false when another key has used it before.
     pub(crate) fn use_invitation(
         &mut self,
         nonce: &[u8; 16],
+        by: PublicKey,
         expires: Timestamp,
         now: Timestamp,
     ) -> anyhow::Result<bool> {
         // Expired ones are refused by their date and need not be remembered.
-        self.content.invitations_used.retain(|_, expires| *expires > now);
+        self.content.invitations_used.retain(|_, used| used.expires > now);
         anyhow::ensure!(self.content.invitations_used.len() < NONCES_MAX, "too many invitations");
         let nonce = data_encoding::HEXLOWER.encode(nonce);
-        if self.content.invitations_used.contains_key(&nonce) {
-            return Ok(false);
+        if let Some(used) = self.content.invitations_used.get(&nonce) {
+            return Ok(used.by == by);
         }
-        self.content.invitations_used.insert(nonce, expires);
+        self.content.invitations_used.insert(nonce, Used { by, expires });
         self.save()?;
         Ok(true)
     }
@@ -132,11 +141,6 @@ impl Register {
         self.content.serial += 1;
         self.save()?;
         Ok(self.content.serial)
-    }
-
-    /// Which federation the certificates are of.
-    pub(crate) fn federation(&self) -> FederationId {
-        self.federation
     }
 
     fn save(&self) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::output::JobOutput;
 use super::{Daemon, Event, Response};
 use crate::client::proto::{Answer, Ask, CLIENT_FRAME_BYTES_MAX, Problem, ProblemClass};
+use crate::membership::now;
 use crate::net::{BulkStream, NetError};
 use crate::spool::Kept;
 
@@ -243,6 +244,14 @@ impl Daemon {
         };
         let id = job.id();
         if self.core.job(id).is_none() {
+            if let Some(cert) = self.register.cert(researcher)
+                && let Err(reasons) = self.core.check_submit(now(), &job, cert)
+            {
+                let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                let problem = Problem::new(ProblemClass::Refused, "home does not take this job")
+                    .because(reasons.join("; "));
+                return Ok(Response::Answer(Answer::Refused(problem)));
+            }
             let Some(cert) = self.register.cert(researcher).cloned() else {
                 return Ok(refused(ProblemClass::Refused, "your certificate is gone"));
             };
@@ -356,7 +365,8 @@ impl Daemon {
     fn watched(&mut self, job: MessageId) -> anyhow::Result<std::sync::Arc<JobOutput>> {
         let output = self.output(job)?;
         if let Some(view) = self.core.job(job).filter(|view| view.phase.is_over()) {
-            output.set_over(view.phase, view.why, Vec::new());
+            let why = self.with_names(&view.why);
+            output.set_over(view.phase, why, Vec::new());
         }
         Ok(output)
     }

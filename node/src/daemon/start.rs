@@ -26,8 +26,9 @@ use super::{Daemon, EVENTS_MAX, Event, Local, tap};
 use crate::config::{Config, Identity, Layout, write_private};
 use crate::journal::{Journal, JournalOptions, Record, Replay};
 use crate::membership::Membership;
-use crate::net::{Admitted, Gossip, ListenAddresses, Members, Net, NetOptions};
+use crate::net::{peer_of, Admitted, Gossip, ListenAddresses, Members, Net, NetOptions};
 use crate::spool::Spool;
+use crate::ui::{Advice, ExitClass};
 use crate::worker::{Pool, PoolOptions};
 
 /// How to run a node.
@@ -90,6 +91,12 @@ impl Members for Doorkeeper {
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let RunOptions { layout, config, program, first_versions } = options;
     layout.require()?;
+    // Held until the process ends; the journal has a lock of its own.
+    let Some(_lock) = layout.lock_daemon().context("the daemon's lock file")? else {
+        return Err(Advice::new(ExitClass::Conflict, "a node is running in this directory already")
+            .hint("see it: allmend status; stop it: allmend node stop")
+            .into());
+    };
     let identity = Identity::load(&layout.node_key())?;
     let node = NodeId::from(identity.public());
     let institution_key = match Identity::load(&layout.institution_key()) {
@@ -98,11 +105,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     };
     let policy = OperatorPolicy::from_toml(&config.policy)
-        .with_context(|| format!("[policy] in {}", layout.config().display()))?;
+        .with_context(|| format!("[policy] in {}", layout.config_file().display()))?;
     let versions =
         if first_versions { Versions::first() } else { Versions::of_this_release() };
     let membership =
-        Membership::load(&layout.charter(), &layout.certs(), node, versions.clone())?;
+        Membership::load(&layout.charter(), &layout.certs_dir(), node, versions.clone())?;
     let roster = membership.roster();
     let cert = roster.node_at(crate::membership::now(), node)?.clone();
     let institution: InstitutionId = cert.signer;
@@ -176,7 +183,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     .await?;
 
     let (events, event_queue) = mpsc::channel::<Event>(EVENTS_MAX);
-    let capacity = Capacity::survey(&layout, &config, net.listen_addresses())?;
+    let capacity = Capacity::survey(&layout, &config, control_addresses(&net.listen_addresses(), node))?;
     let pool = Pool::new(
         capacity.slots(),
         &PoolOptions {
@@ -202,7 +209,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         pid: std::process::id(),
         node,
         bulk: bulk_addresses(&listening),
-        control: listening.control.iter().map(ToString::to_string).collect(),
+        control: control_addresses(&listening, node),
     };
     let daemon = Daemon {
         core,
@@ -211,7 +218,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         membership,
         register,
         clients,
-        spool: Spool::new(local.layout.spool()),
+        spool: Spool::new(local.layout.spool_dir()),
         running,
         capacity,
         events: events.clone(),
@@ -226,7 +233,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     daemon.publish_membership().await?;
     daemon.warm_models();
     tokio::spawn(on_signals(events));
-    let path = local.layout.run_info();
+    let path = local.layout.daemon_file();
     write_private(&path, &serde_json::to_vec_pretty(&found)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     tracing::info!(node = %node, bulk = ?found.bulk, control = ?found.control, "node is up");
@@ -251,6 +258,17 @@ impl Daemon {
         self.journal.publish().await?;
         Ok(())
     }
+}
+
+/// Where members reach the control plane, each address with the peer's id as libp2p writes it.
+pub(super) fn control_addresses(listening: &ListenAddresses, node: NodeId) -> Vec<String> {
+    let peer = peer_of(&node);
+    listening
+        .control
+        .iter()
+        .filter_map(|address| Some(address.clone().with_p2p(peer?).ok()?.to_string()))
+        .take(allmend_protocol::cert::ADDRESSES_MAX)
+        .collect()
 }
 
 /// Where clients and members reach the bulk plane: a wildcard address stands for those of every

@@ -155,9 +155,9 @@ fn data_directory(layout: &Layout) -> Check {
     let root = layout.root().display();
     match layout.require() {
         Err(error) => Check::explained("data directory", Status::Fail, &error),
-        Ok(()) => match mode(&layout.keys()) {
+        Ok(()) => match mode(&layout.keys_dir()) {
             Ok(mode) if mode & 0o077 != 0 => {
-                let keys = layout.keys();
+                let keys = layout.keys_dir();
                 let detail = format!("others may enter {} (mode {mode:04o})", keys.display());
                 Check::new("data directory", Status::Warn, detail)
                     .hint(format!("chmod 700 {}", keys.display()))
@@ -317,10 +317,10 @@ fn disk(device: &Device, layout: &Layout, config: &Config) -> Check {
 }
 
 fn models(layout: &Layout, read_header: &ReadHeader<'_>) -> Vec<Check> {
-    if !layout.models().is_dir() {
+    if !layout.models_dir().is_dir() {
         return vec![Check::new("models", Status::Skipped, "there is no store yet")];
     }
-    let listing = match Store::open(layout.models()).and_then(|store| store.list()) {
+    let listing = match Store::open(layout.models_dir()).and_then(|store| store.list()) {
         Ok(listing) => listing,
         Err(error) => return vec![Check::explained("models", Status::Fail, &error)],
     };

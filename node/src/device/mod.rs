@@ -57,18 +57,6 @@ impl Device {
         }
     }
 
-    /// The processor's name, or its architecture if the kernel names none.
-    #[must_use]
-    pub fn cpu_name(&self) -> &str {
-        self.cpu.model.as_deref().unwrap_or(self.cpu.architecture)
-    }
-
-    /// Threads that this process may keep busy.
-    #[must_use]
-    pub fn cores_allowed(&self) -> u32 {
-        self.cpu.allowed
-    }
-
     /// Threads that one worker computes with: as configured, or the allowed cores shared among the
     /// slots, at least one.
     #[must_use]

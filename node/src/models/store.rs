@@ -14,7 +14,7 @@ use super::error::ModelError;
 use super::hashing::hash_watched;
 use super::meta::{Meta, Stamp, read_json, write_json};
 use super::pull::Job;
-use crate::config::create_dir_private;
+use crate::config::create_private_dir;
 
 pub(super) const WEIGHTS_FILE: &str = "model.gguf";
 pub(super) const META_FILE: &str = "meta.json";
@@ -72,7 +72,7 @@ impl Store {
     /// [`ModelError::Io`].
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, ModelError> {
         let dir = dir.into();
-        create_dir_private(&dir).map_err(ModelError::io("create", &dir))?;
+        create_private_dir(&dir).map_err(ModelError::io("create", &dir))?;
         Ok(Self { dir })
     }
 
@@ -177,7 +177,7 @@ impl Store {
             return Err(ModelError::InUse(name));
         }
         // Out of sight in one step; a crash while deleting leaves no half model.
-        create_dir_private(&self.staging_dir()).map_err(ModelError::io("create", &self.dir))?;
+        create_private_dir(&self.staging_dir()).map_err(ModelError::io("create", &self.dir))?;
         let trash = self.staging_dir().join(format!("trash-{}-{}", digest, std::process::id()));
         fs::rename(&dir, &trash).map_err(ModelError::io("remove", &dir))?;
         fs::remove_dir_all(&trash).map_err(ModelError::io("remove", &trash))?;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::io::{ReadHalf, WriteHalf};
+use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _};
 
 use super::{
@@ -23,6 +23,8 @@ use super::{
 const PREFIX: usize = 4;
 /// Memory set aside for a frame before its bytes arrive.
 const READ_AHEAD: usize = 64 * 1024;
+/// What a stream within this process holds before its writer waits.
+const LOCAL_BUFFER: usize = 64 * 1024;
 
 /// Which transport carries a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +33,8 @@ pub enum Via {
     Quic,
     /// A substream of the control connection, because no bulk connection exists.
     ControlStream,
+    /// Nothing: both ends are in this process, when a node is home and executes.
+    Local,
 }
 
 /// A bidirectional stream to a member or client. Dropping it ends both directions.
@@ -64,11 +68,13 @@ pub(super) type Slot = Option<Arc<dyn Send + Sync>>;
 enum ReadIo {
     Quic(quinn::RecvStream),
     Control(ReadHalf<Compat<libp2p::Stream>>),
+    Local(ReadHalf<DuplexStream>),
 }
 
 enum WriteIo {
     Quic(quinn::SendStream),
     Control(WriteHalf<Compat<libp2p::Stream>>),
+    Local(WriteHalf<DuplexStream>),
 }
 
 impl BulkStream {
@@ -85,9 +91,25 @@ impl BulkStream {
         Self::join(ReadIo::Control(read), WriteIo::Control(write), Via::ControlStream, tap, slot)
     }
 
+    /// Two ends of a stream within this process.
+    #[must_use]
+    pub fn local_pair() -> (Self, Self) {
+        let (one, other) = tokio::io::duplex(LOCAL_BUFFER);
+        let end = |io: DuplexStream| {
+            let (read, write) = tokio::io::split(io);
+            Self::join(ReadIo::Local(read), WriteIo::Local(write), Via::Local, None, None)
+        };
+        (end(one), end(other))
+    }
+
     fn join(read: ReadIo, write: WriteIo, via: Via, tap: Option<StreamTap>, slot: Slot) -> Self {
-        let reader =
-            BulkReader { io: read, partial: Vec::new(), tap: tap.clone(), via, _slot: slot.clone() };
+        let reader = BulkReader {
+            io: read,
+            partial: Vec::new(),
+            tap: tap.clone(),
+            via,
+            _slot: slot.clone(),
+        };
         let writer = BulkWriter { io: write, tap, via, _slot: slot };
         Self { reader, writer }
     }
@@ -167,6 +189,7 @@ impl BulkReader {
             let read = match &mut self.io {
                 ReadIo::Quic(io) => io.take(missing).read_buf(&mut self.partial).await?,
                 ReadIo::Control(io) => io.take(missing).read_buf(&mut self.partial).await?,
+                ReadIo::Local(io) => io.take(missing).read_buf(&mut self.partial).await?,
             };
             if let Some(tap) = &self.tap {
                 tap.piece(Direction::In, &self.partial[self.partial.len() - read..]);
@@ -235,6 +258,7 @@ impl AsyncRead for BulkReader {
         let outcome = match &mut self.io {
             ReadIo::Quic(io) => AsyncRead::poll_read(Pin::new(io), cx, buffer),
             ReadIo::Control(io) => Pin::new(io).poll_read(cx, buffer),
+            ReadIo::Local(io) => Pin::new(io).poll_read(cx, buffer),
         };
         ready!(outcome)?;
         if let Some(tap) = &self.tap {
@@ -253,6 +277,7 @@ impl AsyncWrite for BulkWriter {
         let outcome = match &mut self.io {
             WriteIo::Quic(io) => AsyncWrite::poll_write(Pin::new(io), cx, bytes),
             WriteIo::Control(io) => Pin::new(io).poll_write(cx, bytes),
+            WriteIo::Local(io) => Pin::new(io).poll_write(cx, bytes),
         };
         let count = ready!(outcome)?;
         if let Some(tap) = &self.tap {
@@ -265,6 +290,7 @@ impl AsyncWrite for BulkWriter {
         match &mut self.io {
             WriteIo::Quic(io) => Pin::new(io).poll_flush(cx),
             WriteIo::Control(io) => Pin::new(io).poll_flush(cx),
+            WriteIo::Local(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -272,6 +298,7 @@ impl AsyncWrite for BulkWriter {
         match &mut self.io {
             WriteIo::Quic(io) => Pin::new(io).poll_shutdown(cx),
             WriteIo::Control(io) => Pin::new(io).poll_shutdown(cx),
+            WriteIo::Local(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

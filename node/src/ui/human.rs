@@ -28,7 +28,7 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// `mib` mebibytes like [`bytes`].
+/// `mib` mebibytes like [`bytes()`].
 #[must_use]
 pub fn mib(mib: u64) -> String {
     bytes(mib.saturating_mul(1024 * 1024))

@@ -63,7 +63,7 @@ pub fn main() -> io::Result<()> {
                 engine = None;
                 let options = LoadOptions {
                     threads: usize::try_from(threads).ok().and_then(NonZeroUsize::new),
-                    context_tokens: None,
+                    context_tokens: Some(context_tokens_max),
                     memory_mib: None,
                 };
                 match Engine::load(&path, &options) {

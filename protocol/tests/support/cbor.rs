@@ -5,6 +5,9 @@ use std::cmp::Ordering;
 
 use data_encoding::HEXLOWER;
 
+/// A map's entries in the order in which they are written.
+pub(crate) type Entries = Vec<(String, Item)>;
+
 /// One CBOR item.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Item {
@@ -14,8 +17,7 @@ pub(crate) enum Item {
     Bytes(Vec<u8>),
     Text(String),
     List(Vec<Item>),
-    /// In the order in which it is written.
-    Map(Vec<(String, Item)>),
+    Map(Entries),
     Bool(bool),
     Null,
     /// Already encoded, however wrongly.

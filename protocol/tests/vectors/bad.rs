@@ -6,7 +6,7 @@ use allmend_protocol::message::{AnyMessage, Kind, payload_type};
 use crate::file::{Bad, Good, Place, Vectors};
 use crate::splice::{Splice, difference};
 use crate::support::broken::{self, WEAK_KEY};
-use crate::support::cbor::Item;
+use crate::support::cbor::{Entries, Item};
 use crate::support::samples::{self, NORD, STRANGER};
 use crate::support::{Sample, encoded, envelope_item, hex, sealed, signature};
 
@@ -189,7 +189,7 @@ impl<'a> Maker<'a> {
 
     /// What is wrong about how the body is written; the signature is always good.
     fn encodings(&self) -> Vec<Bad> {
-        let bytes = |change: &dyn Fn(&mut Vec<(String, Item)>)| {
+        let bytes = |change: &dyn Fn(&mut Entries)| {
             let Item::Map(mut entries) = self.item() else { unreachable!() };
             change(&mut entries);
             Item::Map(entries).to_bytes()
@@ -301,12 +301,12 @@ fn envelope_file(samples: &[Sample]) -> Vectors {
         let Item::Map(entries) = envelope_item(t, body, &[own]) else { unreachable!() };
         entries
     };
-    let changed = |change: &dyn Fn(&mut Vec<(String, Item)>)| {
+    let changed = |change: &dyn Fn(&mut Entries)| {
         let mut entries = parts();
         change(&mut entries);
         Item::Map(entries).to_bytes()
     };
-    let with_sig = |change: &dyn Fn(&mut Vec<(String, Item)>)| {
+    let with_sig = |change: &dyn Fn(&mut Entries)| {
         let mut sig = vec![
             ("key".to_owned(), Item::Bytes(own.0.to_vec())),
             ("sig".to_owned(), Item::Bytes(own.1.to_vec())),

@@ -113,7 +113,10 @@ impl Checker {
     /// A home opens the stream of an attempt: it follows only what it has not given up (S5).
     pub fn followed(&self, clock: Timestamp, job: MessageId, attempt: u16, again: bool) -> Verdict {
         if self.attempts_over.contains(&(job, attempt)) || self.jobs_over.contains(&job) {
-            return broken("S5", format!("attempt {attempt} of {} is followed though over", job.short()));
+            return broken(
+                "S5",
+                format!("attempt {attempt} of {} is followed though over", job.short()),
+            );
         }
         let assign = self.assigns.values().find(|a| a.job == job && a.attempt == attempt);
         match assign {
@@ -303,7 +306,11 @@ impl Checker {
         }
     }
 
-    fn settlement(&mut self, federation: &Federation, settlement: &Verified<Settlement>) -> Verdict {
+    fn settlement(
+        &mut self,
+        federation: &Federation,
+        settlement: &Verified<Settlement>,
+    ) -> Verdict {
         let Some(grant) = self.grants.get(&settlement.grant) else {
             return broken("S3", "a settlement without a grant");
         };
@@ -336,7 +343,8 @@ impl Checker {
             if !fits {
                 return broken("S6", "a share that its receipt does not bear out");
             }
-            *self.credits.entry(share.institution).or_default() += u128::from(share.cost.as_micro());
+            *self.credits.entry(share.institution).or_default() +=
+                u128::from(share.cost.as_micro());
         }
         *self.debits.entry(settlement.payer).or_default() +=
             u128::from(settlement.total.as_micro());

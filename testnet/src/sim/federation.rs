@@ -110,10 +110,7 @@ impl Federation {
             members_may_sponsor: false,
             sequencer: None,
             skew_ms: DurationMs::from_ms(SKEW_MS),
-            timing: Timing {
-                settle_slack_ms: DurationMs::from_secs(30),
-                ..Timing::default()
-            },
+            timing: Timing { settle_slack_ms: DurationMs::from_secs(30), ..Timing::default() },
         };
         let charter = Verified::sign(&seats[0], charter).expect("a valid charter");
         let mut roster = Roster::new(charter.clone());

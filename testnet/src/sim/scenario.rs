@@ -13,20 +13,19 @@ use allmend_scheduler::policy::OperatorPolicy;
 use super::draw::Draw;
 use super::federation::{Federation, INSTITUTIONS};
 
-const MODELS: [Digest; 3] =
-    [Digest::from_bytes([0xa1; 32]), Digest::from_bytes([0xa2; 32]), Digest::from_bytes([0xa3; 32])];
+const MODELS: [Digest; 3] = [
+    Digest::from_bytes([0xa1; 32]),
+    Digest::from_bytes([0xa2; 32]),
+    Digest::from_bytes([0xa3; 32]),
+];
 
 /// A machine: small, and of any kind.
 pub fn machine(draw: &mut Draw, is_home: bool) -> LocalState {
     let mut models = Vec::new();
     let mut fetchable = Vec::new();
     for digest in MODELS {
-        let held = ModelHeld {
-            digest,
-            memory_mib: 500,
-            context_tokens: 4_096,
-            warm: draw.per_mille(500),
-        };
+        let held =
+            ModelHeld { digest, memory_mib: 500, context_tokens: 4_096, warm: draw.per_mille(500) };
         match draw.below(10) {
             0..7 => models.push(held),
             7 => fetchable.push(held),
@@ -122,7 +121,11 @@ pub fn job(
 }
 
 /// The researcher's wish to stop it.
-pub fn cancel(federation: &Federation, job: &Verified<JobSpec>, now: Timestamp) -> Verified<Cancel> {
+pub fn cancel(
+    federation: &Federation,
+    job: &Verified<JobSpec>,
+    now: Timestamp,
+) -> Verified<Cancel> {
     let institution = federation.researcher_certs.iter().position(|c| c.researcher == job.signer);
     let key = &federation.researcher_keys[institution.expect("a researcher of ours")];
     let body = Cancel {

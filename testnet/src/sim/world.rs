@@ -393,7 +393,10 @@ impl<'a> World<'a> {
         core.step(clock, input, &mut out);
         self.counts.steps += 1;
         if let Some(broken) = core.broken_invariant() {
-            return Err(Violation { rule: broken.rule, what: format!("node {node}: {}", broken.what) });
+            return Err(Violation {
+                rule: broken.rule,
+                what: format!("node {node}: {}", broken.what),
+            });
         }
         let dies = self.nodes[node].dies_in_step && !out.is_empty() && !starting;
         let performed = if dies { self.draw.index(out.len() + 1) } else { out.len() };
@@ -434,8 +437,9 @@ impl<'a> World<'a> {
                         node.escrow += u128::from(grant.cap.as_micro());
                     }
                     Entry::Leaf(AnyMessage::Settlement(settlement)) => {
-                        let cap =
-                            u128::from(settlement.total.as_micro() + settlement.refunded.as_micro());
+                        let cap = u128::from(
+                            settlement.total.as_micro() + settlement.refunded.as_micro(),
+                        );
                         node.escrow = node.escrow.saturating_sub(cap);
                     }
                     _ => {}
@@ -487,7 +491,10 @@ impl<'a> World<'a> {
             Fate::Arrives { after, again } => {
                 for after in std::iter::once(after).chain(again) {
                     let (message, attached) = (message.clone(), attached.clone());
-                    self.after(after, Event::Deliver { from, to, message, attached, gossip: false });
+                    self.after(
+                        after,
+                        Event::Deliver { from, to, message, attached, gossip: false },
+                    );
                 }
             }
             Fate::Lost => {
@@ -748,7 +755,9 @@ impl<'a> World<'a> {
                 )),
             }
         }
-        what.retain(|line| !line.ends_with(": 0 jobs, 0 set aside, 0 live leases, 0 receipts unsettled"));
+        what.retain(|line| {
+            !line.ends_with(": 0 jobs, 0 set aside, 0 live leases, 0 receipts unsettled")
+        });
         Violation { rule: "liveness", what: what.join("; ") }
     }
 
@@ -783,7 +792,9 @@ impl std::fmt::Display for Named<'_> {
                     Record::AttemptOver { job, attempt, why } => {
                         write!(f, "attempt {}/{attempt} over: {why}", job.short())
                     }
-                    Record::JobOver { job, why, .. } => write!(f, "job {} over: {why}", job.short()),
+                    Record::JobOver { job, why, .. } => {
+                        write!(f, "job {} over: {why}", job.short())
+                    }
                 }
             }
         }

@@ -1,3 +1,18 @@
-//! The node as a library: what the binary `allmend` is made of.
+//! The node: what is *done*. Daemon, worker and command line; the only crate with sockets, clocks
+//! and disks.
 
+pub mod audit;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod daemon;
+pub mod device;
+pub mod journal;
+pub mod membership;
+pub mod models;
 pub mod net;
+pub mod seal;
+pub mod spool;
+pub mod storage;
+pub mod ui;
+pub mod worker;

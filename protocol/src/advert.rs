@@ -48,6 +48,7 @@ pub struct CapacityAdvert {
     /// Where the machine stands.
     pub jurisdiction: Jurisdiction,
     /// What it computes on.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub devices: Vec<DeviceCapacity>,
     /// How many jobs it runs at once.
     pub slots_total: u16,
@@ -56,16 +57,19 @@ pub struct CapacityAdvert {
     /// How long a job accepted now would wait to start.
     pub queue_ms: DurationMs,
     /// Models on its disk, by digest, sorted.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub models: Vec<ModelHeld>,
     /// Whether it fetches a model that it does not hold.
     pub fetches_models: bool,
     /// Datasets that its stewards let be known, by digest, sorted.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub datasets: Vec<Digest>,
     /// What it asks for its work.
     pub rates: Rates,
     /// Whether it finishes what it has and takes nothing new.
     pub draining: bool,
     /// Control addresses (multiaddr).
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub addresses: Vec<String>,
 }
 

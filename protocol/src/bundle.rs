@@ -13,7 +13,7 @@ pub const BUNDLE_BYTES_MAX: usize = 128 * 1024;
 
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct Wire(Vec<ByteString>);
+struct Wire(#[serde(deserialize_with = "crate::encoding::list")] Vec<ByteString>);
 
 /// Envelopes that travel together, the one that matters first. Nothing is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -173,8 +173,10 @@ pub struct Invitation {
     /// The node to ask.
     pub node: NodeId,
     /// That node's bulk addresses, `host:port`, where the question is asked.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub bulk: Vec<String>,
     /// Control addresses (multiaddr) of members, to begin with.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub bootstrap: Vec<String>,
     /// Random; makes the invitation single-use.
     #[serde(with = "fixed_bytes")]

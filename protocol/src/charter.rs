@@ -33,6 +33,7 @@ pub struct Charter {
     /// When admissions under it stop; running jobs are not affected.
     pub expires: Timestamp,
     /// Members by key, sorted.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub institutions: Vec<Member>,
     /// Whether any member may admit an institution by its signature alone.
     pub members_may_sponsor: bool,

@@ -1,7 +1,10 @@
 //! Strict DAG-CBOR: one value, one encoding (specs/encoding.md §1).
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{self, DeserializeOwned, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 /// The largest signed body, in bytes; larger content travels by digest.
 pub const BODY_BYTES_MAX: usize = 32 * 1024;
@@ -56,10 +59,44 @@ pub fn decode<T: Serialize + DeserializeOwned>(
     }
 }
 
+/// The most elements of any list in a message: nothing said needs more, and decoding stops at the
+/// next one, so that a claimed length or a flood of tiny elements costs a receiver nothing.
+pub const LIST_MAX: usize = 64;
+
+/// Reads a list of at most [`LIST_MAX`] elements; for `#[serde(deserialize_with)]` on every list
+/// of a message.
+pub(crate) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_seq(ListVisitor(PhantomData))
+}
+
+struct ListVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {LIST_MAX} elements")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+        // Grows with what is really there, never with what the list's head claims.
+        let mut list = Vec::new();
+        while let Some(element) = elements.next_element()? {
+            if list.len() == LIST_MAX {
+                return Err(de::Error::invalid_length(LIST_MAX + 1, &self));
+            }
+            list.push(element);
+        }
+        Ok(list)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]

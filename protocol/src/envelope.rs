@@ -78,6 +78,7 @@ impl fmt::Debug for KeySignature {
 struct Wire {
     #[serde(with = "serde_bytes")]
     body: Vec<u8>,
+    #[serde(deserialize_with = "crate::encoding::list")]
     sigs: Vec<KeySignature>,
     #[serde(rename = "type")]
     payload_type: String,

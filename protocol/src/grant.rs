@@ -34,6 +34,7 @@ pub struct Grant {
     /// The most leases over all brokers.
     pub attempts: u16,
     /// Brokers in order, each with its own range of attempt numbers.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub brokers: Vec<BrokerRange>,
     /// When it was granted.
     pub issued: Timestamp,

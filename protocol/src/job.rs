@@ -97,6 +97,7 @@ pub struct SealedInput {
     /// Size of the ciphertext in bytes.
     pub bytes: u64,
     /// The content key, wrapped for each node that may open it.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub wraps: Vec<KeyWrap>,
 }
 
@@ -120,12 +121,16 @@ pub struct KeyWrap {
 #[serde(deny_unknown_fields)]
 pub struct Placement {
     /// Institutions that may run it.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub at: Vec<InstitutionId>,
     /// Institutions that may not.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub not_at: Vec<InstitutionId>,
     /// Jurisdictions in which it may run.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub jurisdictions: Vec<Jurisdiction>,
     /// Jurisdictions in which it may not.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub not_jurisdictions: Vec<Jurisdiction>,
     /// The kind of device it needs, if it matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -194,7 +199,7 @@ impl InferWork {
         require(self.max_tokens <= 1 << 20, "max_tokens", "at most 1,048,576")?;
         for (number, field) in [(self.temperature, "temperature"), (self.top_p, "top_p")] {
             require(number.mantissa >= 0, field, "not negative")?;
-            require(number.exp10.abs() <= Decimal::EXP10_MAX, field, "exponent within 18")?;
+            require(number.exponent_fits(), field, "exponent within 18")?;
             require(number.to_f64() <= 100.0, field, "at most 100")?;
         }
         Ok(())

@@ -15,6 +15,7 @@ pub mod grant;
 pub mod ids;
 pub mod job;
 pub mod lease;
+pub mod log;
 pub mod log_succession;
 pub mod message;
 pub mod offer;

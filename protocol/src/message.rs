@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::DeserializeOwned;
+use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::envelope::{Envelope, EnvelopeError, Verified};
@@ -133,6 +133,7 @@ macro_rules! messages {
 
         /// A body that this process has decided on but not signed yet.
         #[derive(Clone, Debug, PartialEq)]
+        #[allow(clippy::large_enum_variant, reason = "short-lived, and never kept in numbers")]
         #[allow(missing_docs, reason = "each variant is named after the message it holds")]
         pub enum Body { $( $variant($body), )* }
 
@@ -265,7 +266,7 @@ impl fmt::Display for Kind {
 /// A kind that is not listed is spoken in version 1 only, so that the list stays short.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Versions(BTreeMap<String, Vec<u16>>);
+pub struct Versions(#[serde(deserialize_with = "bounded")] BTreeMap<String, Vec<u16>>);
 
 /// Kinds that one advert may list versions for.
 pub const VERSION_KINDS_MAX: usize = 64;
@@ -308,12 +309,42 @@ impl Versions {
     pub(crate) fn check(&self) -> Result<(), Invalid> {
         require(self.0.len() <= VERSION_KINDS_MAX, "versions", "too many kinds")?;
         for (kind, versions) in &self.0 {
-            require(kind.len() <= 32, "versions", "kind name too long")?;
+            require_text(kind, 32, "versions")?;
             require(!versions.is_empty() && versions.len() <= 16, "versions", "1 to 16 versions")?;
             require(versions.windows(2).all(|w| w[0] < w[1]), "versions", "sorted, no repeats")?;
         }
         Ok(())
     }
+}
+
+/// Reads at most [`VERSION_KINDS_MAX`] kinds, each with a bounded list.
+fn bounded<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, Vec<u16>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Numbers(#[serde(deserialize_with = "crate::encoding::list")] Vec<u16>);
+
+    struct KindsVisitor;
+
+    impl<'de> Visitor<'de> for KindsVisitor {
+        type Value = BTreeMap<String, Vec<u16>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "versions of at most {VERSION_KINDS_MAX} kinds")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut kinds = BTreeMap::new();
+            while let Some((kind, Numbers(numbers))) = map.next_entry::<String, Numbers>()? {
+                if kinds.len() == VERSION_KINDS_MAX {
+                    return Err(de::Error::invalid_length(VERSION_KINDS_MAX + 1, &self));
+                }
+                kinds.insert(kind, numbers);
+            }
+            Ok(kinds)
+        }
+    }
+
+    d.deserialize_map(KindsVisitor)
 }
 
 #[cfg(test)]

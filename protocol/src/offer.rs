@@ -78,6 +78,7 @@ pub struct RefusalV1 {
     /// The job.
     pub job: MessageId,
     /// Why.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub reasons: Vec<Reason>,
 }
 
@@ -96,6 +97,7 @@ pub struct Refusal {
     /// The job.
     pub job: MessageId,
     /// Why.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub reasons: Vec<Reason>,
     /// When asking again could help; absent when it would not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -217,6 +219,7 @@ pub struct Pending {
     /// The job.
     pub job: MessageId,
     /// Whose approval is missing, e.g. `approve:data-steward`.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub obligations: Vec<String>,
     /// The node's own handle for the question.
     pub ticket: ByteString,

@@ -111,7 +111,7 @@ node_message!(Receipt, Receipt, 1, |receipt| {
     if let Some(energy) = &receipt.usage.energy {
         require_text(&energy.source, 32, "usage.energy.source")?;
         require(
-            energy.joules.exp10.abs() <= Decimal::EXP10_MAX && energy.joules.mantissa >= 0,
+            energy.joules.exponent_fits() && energy.joules.mantissa >= 0,
             "usage.energy.joules",
             "not negative, exponent within 18",
         )?;
@@ -142,6 +142,7 @@ pub struct Settlement {
     /// How the job ended.
     pub outcome: JobOutcome,
     /// Who gets what, sorted by lease.
+    #[serde(deserialize_with = "crate::encoding::list")]
     pub shares: Vec<Share>,
     /// Sum of the shares.
     pub total: Credits,

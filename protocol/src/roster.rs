@@ -44,6 +44,12 @@ pub enum MembershipError {
     /// The charter lets nobody sponsor institutions.
     #[error("this charter admits institutions only by a new version")]
     NoSponsors,
+    /// The sponsor is itself admitted for less long.
+    #[error("certificate outlives its sponsor's, which expires at {until}")]
+    OutlivesSponsor {
+        /// When the sponsor's own admission ends.
+        until: Timestamp,
+    },
     /// The charter has expired: nobody is admitted any more.
     #[error("the charter expired at {0}")]
     CharterExpired(Timestamp),
@@ -107,11 +113,12 @@ impl Roster {
         self.charter.skew_ms
     }
 
-    /// Admits an institution on a member's word.
+    /// Admits an institution on a member's word. While an admission holds, only its own sponsor
+    /// can replace it, by one that expires later.
     ///
     /// # Errors
     /// [`MembershipError`] when the sponsor is no member, the charter lets nobody sponsor, or the
-    /// certificate does not hold at `now`.
+    /// certificate does not hold at `now` or outlives the sponsor's own.
     pub fn admit_institution(
         &mut self,
         now: Timestamp,
@@ -121,14 +128,23 @@ impl Roster {
         if !self.charter.members_may_sponsor {
             return Err(MembershipError::NoSponsors);
         }
-        self.institution_at(now, cert.signer)?;
+        let sponsor = self.institution_at(now, cert.signer)?;
+        // Otherwise two institutions admitted for a week could prolong each other for ever.
+        if let Some(until) = sponsor.cert.as_ref().map(|own| own.expires)
+            && until < cert.expires
+        {
+            return Err(MembershipError::OutlivesSponsor { until });
+        }
         self.check_window(now, cert.not_before, cert.expires)?;
-        let newer = |entry: &InstitutionEntry| match &entry.cert {
-            None => false, // listed in the charter: no certificate can change that
-            Some(known) => known.expires < cert.expires,
+        let keep = |entry: &InstitutionEntry| match &entry.cert {
+            None => true, // listed in the charter: no certificate can change that
+            Some(known) => {
+                let holds = self.check_window(now, known.not_before, known.expires).is_ok();
+                holds && (known.signer != cert.signer || known.expires >= cert.expires)
+            }
         };
         match self.institutions.get(&cert.institution) {
-            Some(entry) if !newer(entry) => return Ok(()),
+            Some(entry) if keep(entry) => return Ok(()),
             None if self.institutions.len() >= ROSTER_MAX => return Err(MembershipError::Full),
             _ => {}
         }
@@ -142,7 +158,8 @@ impl Roster {
         Ok(())
     }
 
-    /// Admits a node on its institution's word; the certificate that expires last is kept.
+    /// Admits a node on its institution's word; of one institution's certificates, the one that
+    /// expires last is kept. While it holds, no other institution can claim the node.
     ///
     /// # Errors
     /// [`MembershipError`] when the institution is no member or the certificate does not hold.
@@ -155,7 +172,12 @@ impl Roster {
         self.institution_at(now, cert.signer)?;
         self.check_window(now, cert.not_before, cert.expires)?;
         match self.nodes.get(&cert.node) {
-            Some(known) if known.expires >= cert.expires && self.holds(now, known) => return Ok(()),
+            Some(known)
+                if self.node_at(now, cert.node).is_ok()
+                    && (known.signer != cert.signer || known.expires >= cert.expires) =>
+            {
+                return Ok(());
+            }
             None if self.nodes.len() >= ROSTER_MAX => return Err(MembershipError::Full),
             _ => {}
         }
@@ -227,10 +249,6 @@ impl Roster {
     /// All nodes by key.
     pub fn nodes(&self) -> impl Iterator<Item = &Verified<NodeCert>> {
         self.nodes.values()
-    }
-
-    fn holds(&self, at: Timestamp, cert: &NodeCert) -> bool {
-        self.check_window(at, cert.not_before, cert.expires).is_ok()
     }
 
     fn check_charter(&self, now: Timestamp, relied_on: MessageId) -> Result<(), MembershipError> {

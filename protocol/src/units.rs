@@ -84,6 +84,12 @@ impl Decimal {
     /// The largest magnitude of `exp10` that a receiver accepts.
     pub const EXP10_MAX: i8 = 18;
 
+    /// Whether the exponent is one that a receiver accepts.
+    pub const fn exponent_fits(self) -> bool {
+        // Not `abs`: it has no answer for −128, which a stranger may well send.
+        self.exp10.unsigned_abs() <= Self::EXP10_MAX.unsigned_abs()
+    }
+
     /// `thousandths / 1000`.
     pub const fn from_milli(thousandths: i64) -> Decimal {
         Decimal { mantissa: thousandths, exp10: -3 }

@@ -1,1 +1,51 @@
-//! x
+//! Local inference on candle: weights, tokenizer, template, sampling. No network, no policy.
+//!
+//! [`Engine::load`] maps a GGUF file of the Llama family and checks every byte of its header;
+//! [`Engine::generate`] answers one [`Request`] at a time and reports [`Event`]s as they happen.
+//! [`ModelInfo::read`] says what a file is, and what memory it will need, from the header alone.
+//!
+//! Files are taken to be hostile: damage gives an [`EngineError`] that says what and where, never a panic
+//! and never memory out of proportion. Answers depend on (weights, request, [`NUMERICS_VERSION`],
+//! processor type) alone, not on thread count or on what was asked before.
+//!
+//! # Threads
+//! Candle counts its threads once per process from [`THREADS_ENV`]; whoever starts the process sets it.
+//! Without it candle works, but asks the operating system for the processor count at every float matrix
+//! product, which costs up to a third of the decoding speed.
+
+mod cache;
+mod engine;
+mod error;
+mod gguf;
+mod info;
+mod metadata;
+mod request;
+mod rope;
+mod sampling;
+mod spec;
+mod template;
+mod text;
+mod tokenizer;
+mod trunk;
+mod weights;
+
+#[cfg(test)]
+#[path = "../tests/support/gguf_writer.rs"]
+#[allow(dead_code, reason = "shared with the integration tests, which use more of it")]
+mod gguf_writer;
+
+pub use crate::engine::{Engine, LoadOptions};
+pub use crate::error::{EngineError, Fault, TemplateError};
+pub use crate::gguf::GgufError;
+pub use crate::info::ModelInfo;
+pub use crate::request::{Completion, Event, Finish, Input, Request, Timings, Token, Usage};
+pub use crate::sampling::Sampling;
+pub use crate::template::ChatMessage;
+
+/// Names the arithmetic of this build: two builds with the same name give the same tokens for the same
+/// request on the same type of processor. It changes whenever an order of operations may have.
+pub const NUMERICS_VERSION: &str = "candle-0.11.1/gguf-1";
+
+/// Environment variable from which the number of computing threads is taken when a process first
+/// computes.
+pub const THREADS_ENV: &str = "RAYON_NUM_THREADS";

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -163,9 +163,20 @@ pub(super) async fn start(
             swarm.add_external_address(address.clone());
         }
     }
-    let bulk_listen = (!options.disable_udp).then_some(options.bulk_listen);
+    // Without UDP between members, this machine's own command line is still served on loopback.
+    let bulk_listen = if options.disable_udp {
+        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), options.bulk_listen.port())
+    } else {
+        options.bulk_listen
+    };
     let secret = zeroize::Zeroizing::new(options.key.to_bytes());
-    let bulk = Bulk::start(Arc::clone(&commons), &secret, bulk_listen, options.gso)?;
+    let bulk = Bulk::start(
+        Arc::clone(&commons),
+        &secret,
+        Some(bulk_listen),
+        !options.disable_udp,
+        options.gso,
+    )?;
 
     let now = Instant::now();
     let peer = *swarm.local_peer_id();

@@ -345,7 +345,7 @@ impl Control {
         }
         let control = self.own_control().iter().map(ToString::to_string).collect();
         let (mut bulk, mut bulk_port) = (self.options.bulk_external.clone(), None);
-        if let (true, Some(local)) = (bulk.is_empty(), self.bulk.local_address()) {
+        if let (true, Some(local)) = (bulk.is_empty(), self.bulk.member_address()) {
             bulk_port = Some(local.port());
             if !local.ip().is_unspecified() {
                 bulk.push(local.to_string());
@@ -390,7 +390,7 @@ impl Control {
                 targets.insert((*kind, SocketAddr::new(*ip, address.port())));
             }
         }
-        if let Some(local) = self.bulk.local_address() {
+        if let Some(local) = self.bulk.member_address() {
             if local.ip().is_unspecified() {
                 for ip in &ips {
                     targets.insert((ReachKind::Bulk, SocketAddr::new(*ip, local.port())));

@@ -15,7 +15,8 @@ use std::{
 
 use tokio::{
     io::{
-        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf,
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf,
+        ReadHalf, WriteHalf,
     },
     runtime::Handle,
     time::timeout,
@@ -32,6 +33,8 @@ use super::{
 const PREFIX: usize = 4;
 /// Memory set aside for a frame before its bytes arrive.
 const READ_AHEAD: usize = 64 * 1024;
+/// What a stream within this process holds before its writer waits.
+const LOCAL_BUFFER: usize = 64 * 1024;
 
 /// Which transport carries a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +43,8 @@ pub enum Via {
     Quic,
     /// A substream of the control connection, because no bulk connection exists.
     ControlStream,
+    /// Nothing: both ends are in this process, when a node is home and executes.
+    Local,
 }
 
 /// A bidirectional stream to a member or client. Dropping it ends both directions.
@@ -86,11 +91,13 @@ enum ReadIo {
     Quic(quinn::RecvStream),
     /// `None` only while being dropped.
     Control(Option<ReadHalf<Compat<libp2p::Stream>>>),
+    Local(ReadHalf<DuplexStream>),
 }
 
 enum WriteIo {
     Quic(quinn::SendStream),
     Control(WriteHalf<Compat<libp2p::Stream>>),
+    Local(WriteHalf<DuplexStream>),
 }
 
 impl BulkStream {
@@ -111,6 +118,17 @@ impl BulkStream {
             tap,
             slot,
         )
+    }
+
+    /// Two ends of a stream within this process.
+    #[must_use]
+    pub fn local_pair() -> (Self, Self) {
+        let (one, other) = tokio::io::duplex(LOCAL_BUFFER);
+        let end = |io: DuplexStream| {
+            let (read, write) = tokio::io::split(io);
+            Self::join(ReadIo::Local(read), WriteIo::Local(write), Via::Local, None, None)
+        };
+        (end(one), end(other))
     }
 
     fn join(read: ReadIo, write: WriteIo, via: Via, tap: Option<StreamTap>, slot: Slot) -> Self {
@@ -204,6 +222,7 @@ impl BulkReader {
                 ReadIo::Quic(io) => io.take(missing).read_buf(&mut self.partial).await?,
                 ReadIo::Control(Some(io)) => io.take(missing).read_buf(&mut self.partial).await?,
                 ReadIo::Control(None) => 0,
+                ReadIo::Local(io) => io.take(missing).read_buf(&mut self.partial).await?,
             };
             if let Some(tap) = &self.tap {
                 tap.piece(Direction::In, &self.partial[self.partial.len() - read..]);
@@ -274,6 +293,7 @@ impl AsyncRead for BulkReader {
             ReadIo::Quic(io) => AsyncRead::poll_read(Pin::new(io), cx, buffer),
             ReadIo::Control(Some(io)) => Pin::new(io).poll_read(cx, buffer),
             ReadIo::Control(None) => Poll::Ready(Ok(())),
+            ReadIo::Local(io) => Pin::new(io).poll_read(cx, buffer),
         };
         ready!(outcome)?;
         if buffer.filled().len() == before && buffer.remaining() > 0 {
@@ -295,6 +315,7 @@ impl AsyncWrite for BulkWriter {
         let outcome = match &mut self.io {
             WriteIo::Quic(io) => AsyncWrite::poll_write(Pin::new(io), cx, bytes),
             WriteIo::Control(io) => Pin::new(io).poll_write(cx, bytes),
+            WriteIo::Local(io) => Pin::new(io).poll_write(cx, bytes),
         };
         let count = ready!(outcome)?;
         if let Some(tap) = &self.tap {
@@ -307,6 +328,7 @@ impl AsyncWrite for BulkWriter {
         match &mut self.io {
             WriteIo::Quic(io) => Pin::new(io).poll_flush(cx),
             WriteIo::Control(io) => Pin::new(io).poll_flush(cx),
+            WriteIo::Local(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -321,6 +343,7 @@ impl AsyncWrite for BulkWriter {
                 self.ends.finished.store(true, Ordering::SeqCst);
                 Poll::Ready(Ok(()))
             }
+            WriteIo::Local(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

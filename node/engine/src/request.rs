@@ -1,0 +1,102 @@
+//! What is asked of the engine and what it answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::sampling::Sampling;
+use crate::template::ChatMessage;
+
+/// What to continue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// A conversation, rendered with the model's chat template.
+    Chat(Vec<ChatMessage>),
+    /// Text as it stands; special tokens in it are recognised.
+    Prompt(String),
+}
+
+/// One thing to generate. Equal requests give equal answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// What to continue.
+    pub input: Input,
+    /// Most tokens to generate, forced ones included; at least 1. Together with the prompt they must
+    /// fit the context.
+    pub max_tokens: u32,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Texts at which to stop; neither they nor anything after them is reported. At most 16 of at most
+    /// 256 bytes.
+    pub stop: Vec<String>,
+    /// Tokens of this very answer that an earlier attempt has already reported, in order.
+    pub forced: Vec<u32>,
+    /// The time that templates see, in seconds since the Unix epoch, UTC.
+    pub clock: i64,
+}
+
+/// Something that happened while generating.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// Another part of prompt and forced tokens has been computed.
+    Prefilled {
+        /// Tokens computed so far.
+        done_tokens: u32,
+        /// Tokens to compute before the first new one.
+        total_tokens: u32,
+    },
+    /// A token was chosen.
+    Token(&'a Token),
+}
+
+/// A token of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Position in the answer, from 0; forced tokens count.
+    pub index: u32,
+    /// Id in the model's vocabulary.
+    pub id: u32,
+    /// Text that can now be shown: nothing, part of this token's text, or also text of earlier tokens
+    /// that was held back. The texts of all tokens together are the answer.
+    pub text: String,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finish {
+    /// The model ended its turn; the token that says so is the last one and has no text of its own.
+    Stop,
+    /// A stop string appeared.
+    StopString,
+    /// `max_tokens` were generated.
+    Length,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+/// Tokens counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the rendered prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer, forced ones and the end token included.
+    pub completion_tokens: u32,
+}
+
+/// Where the time went, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Template, tokenizer, prompt and forced tokens, until the first new token could be chosen.
+    pub prefill_us: u64,
+    /// Everything after.
+    pub decode_us: u64,
+}
+
+/// How an answer ended and what it took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completion {
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens counted.
+    pub usage: Usage,
+    /// Where the time went.
+    pub timings: Timings,
+}

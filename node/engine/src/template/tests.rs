@@ -1,0 +1,124 @@
+use super::*;
+
+const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' \
+    + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn compile(source: &str) -> ChatTemplate {
+    ChatTemplate::compile(source, "<s>", "</s>").unwrap()
+}
+
+fn user(content: &str) -> Vec<ChatMessage> {
+    vec![ChatMessage { role: "user".to_owned(), content: content.to_owned() }]
+}
+
+fn render(source: &str) -> Result<String, TemplateError> {
+    compile(source).render(&user("Grüezi <b>&\"'"), 1_795_444_245)
+}
+
+#[test]
+fn renders_chatml() {
+    let prompt = compile(CHATML).render(&user("Hi <there>"), 0).unwrap();
+    assert_eq!(prompt, "<|im_start|>user\nHi <there><|im_end|>\n<|im_start|>assistant\n");
+}
+
+#[test]
+fn renders_what_published_templates_use() {
+    let cases = [
+        ("{{ bos_token }}|{{ eos_token }}", "<s>|</s>"),
+        ("{{ strftime_now('%d %b %Y') }}", "23 Nov 2026"),
+        ("{{ {'a': [1, 'ü<'], 'b': none} | tojson }}", "{\"a\": [1, \"ü<\"], \"b\": null}"),
+        ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
+        ("{{ 'a-b'.replace('-', '+') }}{{ '{:>3}|{}'.format(1, 2) }}", "a+b  1|2"),
+        ("{{ ' x '.strip() ~ 'ab'.startswith('a') }}", "xTrue"),
+        (
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "1",
+        ),
+        ("  {% if true %}\nx\n  {% endif %}\n", "x\n"),
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m(1) }}", "[1]"),
+        ("{{ messages[0].content[:3] }}{{ tools is defined }}", "GrüFalse"),
+    ];
+    for (source, expected) in cases {
+        assert_eq!(render(source).unwrap().to_lowercase(), expected.to_lowercase(), "{source}");
+    }
+}
+
+#[test]
+fn raise_exception_is_a_refusal_of_the_conversation() {
+    let error = render("{{ raise_exception('roles must alternate') }}").unwrap_err();
+    assert!(matches!(error, TemplateError::Refused(message) if message == "roles must alternate"));
+}
+
+#[test]
+fn errors_do_not_quote_the_conversation() {
+    for source in [
+        "{{ raise_exception(messages[0].content) }}",
+        "{{ messages[0].content | no_such_filter }}",
+        "{{ messages[0].content.nope() }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ strftime_now(messages[0].content ~ '%Q') }}",
+    ] {
+        let compiled = ChatTemplate::compile(source, "", "");
+        let error = compiled.and_then(|t| t.render(&user("geheim"), 0)).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("geheim"), "{source}: {error:?}");
+    }
+}
+
+#[test]
+fn hostile_templates_end() {
+    let doubling = "{% set ns = namespace(x='a') %}{% for i in range(99) %}\
+                    {% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}";
+    let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let flood = "{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}";
+    let recursion = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
+    let product = "{{ ('x' * 99999999) | length }}{{ (range(9999) | list * 9999) | tojson }}";
+    let replace = "{% set a = 'a' * 100000 %}{{ a.replace('a', a).replace('a', a) | length }}";
+    let join = "{{ range(99999) | join('x' * 99999) }}";
+    let printf = "{{ '%99999999999d' | format(1) }}";
+    let format = "{{ '{:99999999999}'.format(1) }}";
+    let computed = "{{ '{:{}}'.format(1, 99999999999) }}";
+    let text_join = "{{ ('x' * 99999).join(range(99999)) }}";
+    let sort = "{% for i in range(9999) %}{{ range(99999) | sort | length }}{% endfor %}";
+    let indent = "{{ 'a\n' * 9999 | indent(99999999) }}";
+    for source in [
+        doubling, nested, flood, recursion, product, replace, join, text_join, printf, format,
+        computed, sort, indent,
+    ] {
+        let begun = std::time::Instant::now();
+        let outcome = ChatTemplate::compile(source, "", "").and_then(|t| t.render(&user(""), 0));
+        assert!(outcome.is_err(), "{source}");
+        assert!(begun.elapsed().as_secs() < 20, "{source} took {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn hostile_sources_are_refused() {
+    let deep = "{{ ".to_owned() + &"(".repeat(100_000) + "1" + &")".repeat(100_000) + " }}";
+    let blocks = "{% if 1 %}".repeat(10_000) + &"{% endif %}".repeat(10_000);
+    for source in [deep.as_str(), blocks.as_str(), "{{", "{% if %}", "{{ 1 +* }}"] {
+        let _: Result<_, _> = ChatTemplate::compile(source, "", "").and_then(|t| t.render(&[], 0));
+    }
+    assert!(ChatTemplate::compile("{{", "", "").is_err());
+    assert!(ChatTemplate::compile(&"x".repeat(300_000), "", "").is_err());
+}
+
+proptest::proptest! {
+    /// Goal: no template text panics.
+    #[test]
+    fn random_templates_do_not_panic(
+        parts in proptest::collection::vec(
+            proptest::sample::select(vec![
+                "{{", "}}", "{%", "%}", "{#", "#}", " for x in messages ", " if ", " endfor ", " endif ",
+                "x", "messages", "[0]", ".content", "|tojson", "|length", "'a'", "~", "+", "*", "(", ")",
+                " set ", "=", "1", "-", " else ", " macro m() ", " endmacro ", "m()", "\n", " is defined ",
+            ]),
+            0..24,
+        )
+    ) {
+        if let Ok(template) = ChatTemplate::compile(&parts.concat(), "", "") {
+            let _: Result<_, _> = template.render(&user("hello"), 0);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What works on this machine, and what to do about what does not.
+
+use std::process::ExitCode;
+
+use super::args::DoctorOptions;
+use super::context::{As, Context};
+use super::look::{list, text};
+use super::models::read_header;
+use crate::client::proto::Ask;
+use crate::config::{Overrides, load};
+use crate::device::{Check, Status, Subject, examine};
+use crate::ui::ExitClass;
+
+pub(super) async fn run(
+    context: &Context<'_>,
+    options: &DoctorOptions,
+) -> anyhow::Result<ExitCode> {
+    let extra = if options.offline { Vec::new() } else { reach(context).await };
+    let loaded = load(&context.layout.config_file(), std::env::vars_os(), &Overrides::default());
+    let report = examine(Subject {
+        layout: &context.layout,
+        config: loaded.as_ref(),
+        read_header: &read_header,
+        extra,
+    });
+    context.terminal.answer(&report, |terminal, report| terminal.table(&report.table()))?;
+    Ok(match report.worst() {
+        Status::Fail => ExitClass::Unhealthy.into(),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// Another member tries to reach this node, if it runs.
+async fn reach(context: &Context<'_>) -> Vec<Check> {
+    const NAME: &str = "reachable";
+    if !context.layout.daemon_file().exists() {
+        return vec![
+            Check::new(NAME, Status::Skipped, "no node is running here")
+                .hint("start it with `allmend node run`, then ask again"),
+        ];
+    }
+    let document = match context.connect(As::Operator).await {
+        Ok(caller) => caller.document(&Ask::Reach {}).await.map_err(anyhow::Error::from),
+        Err(error) => Err(error),
+    };
+    let document = match document {
+        Ok(document) => document,
+        Err(error) => {
+            return vec![Check::new(NAME, Status::Fail, format!("{error:#}"))];
+        }
+    };
+    let reports = document.as_array().cloned().unwrap_or_default();
+    if reports.is_empty() {
+        return vec![
+            Check::new(NAME, Status::Warn, "no other member is connected, so nobody could try")
+                .hint("check `bootstrap` in config.toml, and that a member is up"),
+        ];
+    }
+    let mut checks = Vec::new();
+    for report in &reports {
+        let via = text(report, "via_name");
+        if let Some(error) = report["error"].as_str() {
+            checks.push(Check::new(NAME, Status::Warn, format!("{via} could not try: {error}")));
+        }
+        for result in list(report, "results") {
+            let (kind, outcome) = (text(result, "kind"), text(result, "outcome"));
+            let worked = outcome.starts_with("Reached");
+            let status = if worked { Status::Ok } else { Status::Warn };
+            let detail = format!("{kind} {} from {via}: {outcome}", text(result, "address"));
+            let check = Check::new(NAME, status, detail);
+            checks.push(if worked {
+                check
+            } else {
+                check.hint(
+                    "open the port, or leave it: the node works over connections that it dials \
+                     itself, more slowly",
+                )
+            });
+        }
+    }
+    checks
+}

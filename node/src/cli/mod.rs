@@ -1,0 +1,87 @@
+//! The command line: what people and scripts type (docs/operate.md, docs/researcher.md).
+//!
+//! Answers go to standard output, everything else to standard error; `--json` on every reading
+//! command; exit codes by class; `error:`, `cause:`, `hint:`.
+
+mod args;
+mod audit;
+mod context;
+mod doctor;
+mod follow;
+mod found;
+mod jobs;
+mod look;
+mod models;
+mod node;
+mod submit;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use self::args::{Args, Command, NodeCommand};
+use self::context::Context;
+use crate::ui::{Failure, Terminal};
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => error.exit(),
+    };
+    if matches!(args.command, Command::Worker) {
+        return match crate::worker::main() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let terminal = Terminal::detect(args.json);
+    match run(args, &terminal) {
+        Ok(code) => code,
+        Err(error) => terminal.fail(&Failure::from_error_with(
+            &error,
+            &[crate::ui::explainer::<crate::client::CallError>],
+        )),
+    }
+}
+
+fn run(args: Args, terminal: &Terminal) -> anyhow::Result<ExitCode> {
+    let Args { dir, json: _, command } = args;
+    if let Command::Completions { shell } = command {
+        clap_complete::generate(shell, &mut Args::command(), "allmend", &mut std::io::stdout());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let context = Context::new(dir.as_deref(), terminal)?;
+    if let Command::Node(NodeCommand::Run(options)) = command {
+        return node::run(&context, options);
+    }
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let code = runtime.block_on(async {
+        match command {
+            Command::Init(options) => found::init(&context, &options),
+            Command::Join(options) => found::join(&context, options).await,
+            Command::Invite(options) => found::invite(&context, options).await,
+            Command::Members(command) => look::members(&context, command).await,
+            Command::Status => look::status(&context).await,
+            Command::Nodes => look::nodes(&context).await,
+            Command::Storage(_) => look::storage(&context).await,
+            Command::Doctor(options) => doctor::run(&context, &options).await,
+            Command::Node(command) => node::control(&context, command).await,
+            Command::Models(command) => models::run(&context, command).await,
+            Command::Chat(options) => submit::chat(&context, options).await,
+            Command::Submit(command) => submit::submit(&context, command).await,
+            Command::Jobs { limit } => jobs::list(&context, limit).await,
+            Command::Show { job, signed } => jobs::show(&context, &job, signed).await,
+            Command::Logs { job } => jobs::logs(&context, &job).await,
+            Command::Watch { job } => jobs::watch(&context, &job).await,
+            Command::Cancel { job } => jobs::cancel(&context, &job).await,
+            Command::Result { job, output } => jobs::result(&context, &job, output).await,
+            Command::Audit(command) => audit::run(&context, command),
+            Command::Completions { .. } | Command::Worker => Ok(ExitCode::SUCCESS),
+        }
+    });
+    // A download's helper thread may still be winding down; nothing of it matters any more.
+    runtime.shutdown_background();
+    code
+}

@@ -1,0 +1,347 @@
+//! The executing side of leases: waits for home's stream, runs the worker, keeps tokens until home
+//! has them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use allmend_protocol::encoding;
+use allmend_protocol::ids::{Digest, MessageId, NodeId};
+use allmend_protocol::job::{InferInput, InferWork};
+use allmend_protocol::receipt::{Outcome, Usage};
+use allmend_protocol::time::DurationMs;
+use allmend_scheduler::io::{Input, Work, WorkEvent};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::stream::{Open, STREAM_FRAME_BYTES_MAX, Said, TOKEN_FRAME_BYTES_MAX};
+use super::{Event, Local};
+use crate::net::BulkStream;
+use crate::seal::ContentKey;
+use crate::worker::pipe::{Ended, FromWorker};
+use crate::worker::{Pool, Run, Task};
+
+/// How long an executing node waits for home's stream before it gives the slot back.
+const STREAM_WAIT: Duration = Duration::from_secs(15);
+/// How long tokens of an ended attempt are kept for a home whose stream broke.
+const KEEP_ENDED: Duration = Duration::from_secs(120);
+/// Tokens between two progress notes for the lease book.
+const PROGRESS_EVERY: u32 = 8;
+/// Events of the worker that may wait to be taken: the pipe is read ahead by no more.
+const WORKER_EVENTS_MAX: usize = 256;
+/// The largest plaintext of an input, as decoded from the sealed bytes.
+const INPUT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Every lease this node works under or has just ended.
+#[derive(Debug)]
+pub(crate) struct Running {
+    local: Arc<Local>,
+    pool: Pool,
+    events: mpsc::Sender<Event>,
+    leases: Arc<Mutex<BTreeMap<MessageId, Arc<Attempt>>>>,
+}
+
+/// One attempt on this node.
+#[derive(Debug)]
+struct Attempt {
+    work: Work,
+    path: PathBuf,
+    state: Mutex<State>,
+    changes: watch::Sender<u64>,
+    cancel: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    opened: bool,
+    base: u32,
+    tokens: Vec<(u32, String)>,
+    ended: bool,
+    stop_as: Option<Outcome>,
+}
+
+impl Running {
+    pub(crate) fn new(local: Arc<Local>, pool: Pool, events: mpsc::Sender<Event>) -> Running {
+        Running { local, pool, events, leases: Arc::default() }
+    }
+
+    /// Has a worker load `model` before anybody asks for it.
+    pub(crate) fn warm(&self, slot: u16, model: Digest, path: PathBuf) {
+        // A slot that is busy has a model loaded already.
+        let _ = self.pool.give(slot, Task::Warm { model, path });
+    }
+
+    /// Expects home's stream for this lease.
+    pub(crate) fn start(&self, work: Work, path: PathBuf) {
+        let lease = work.lease.id();
+        let attempt = Arc::new(Attempt {
+            work,
+            path,
+            state: Mutex::default(),
+            changes: watch::Sender::new(0),
+            cancel: CancellationToken::new(),
+        });
+        lock(&self.leases).insert(lease, Arc::clone(&attempt));
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = attempt.cancel.cancelled() => {}
+                () = tokio::time::sleep(STREAM_WAIT) => {}
+            }
+            let waiting = attempt.with(|state| {
+                let waiting = !state.opened;
+                state.opened = true;
+                waiting.then(|| state.stop_as.clone())
+            });
+            if let Some(stop_as) = waiting {
+                let why = "home opened no stream".to_owned();
+                let outcome = stop_as.unwrap_or(Outcome::Failed { permanent: false, why });
+                attempt.finish();
+                let ended = WorkEvent::Ended {
+                    outcome,
+                    usage: Usage::default(),
+                    output: None,
+                    model_licence: None,
+                };
+                report(&events, lease, ended).await;
+            }
+        });
+    }
+
+    /// Stops the worker of a lease; its end is reported with `outcome`.
+    pub(crate) fn stop(&self, lease: MessageId, outcome: Outcome) {
+        if let Some(attempt) = lock(&self.leases).get(&lease) {
+            attempt.with(|state| state.stop_as = Some(outcome));
+            attempt.cancel.cancel();
+        } else {
+            // Nothing runs under it (a restart in between): say so at once.
+            let ended = WorkEvent::Ended {
+                outcome,
+                usage: Usage::default(),
+                output: None,
+                model_licence: None,
+            };
+            let events = self.events.clone();
+            tokio::spawn(async move { report(&events, lease, ended).await });
+        }
+    }
+
+    /// The lease's receipt is durable: forget its tokens after a while.
+    pub(crate) fn settled(&self, lease: MessageId) {
+        let leases = Arc::clone(&self.leases);
+        tokio::spawn(async move {
+            tokio::time::sleep(KEEP_ENDED).await;
+            lock(&leases).remove(&lease);
+        });
+    }
+
+    /// Serves a stream that a member opened.
+    pub(crate) fn serve(&self, from: NodeId, mut stream: BulkStream) {
+        let leases = Arc::clone(&self.leases);
+        let (local, events, pool) =
+            (Arc::clone(&self.local), self.events.clone(), self.pool.clone());
+        tokio::spawn(async move {
+            let Ok(Some(bytes)) = stream.read_frame(STREAM_FRAME_BYTES_MAX).await else { return };
+            let open = match encoding::decode::<Open>(&bytes, STREAM_FRAME_BYTES_MAX) {
+                Ok(open) => open,
+                Err(error) => return refuse(&mut stream, error.to_string()).await,
+            };
+            drop(bytes);
+            let attempt = lock(&leases).get(&open.lease).cloned();
+            // Only the home that the lease serves may see its tokens.
+            let Some(attempt) = attempt.filter(|attempt| attempt.work.home == from) else {
+                return refuse(&mut stream, "no such lease here".to_owned()).await;
+            };
+            let from = open.from;
+            let first = attempt.with(|state| !std::mem::replace(&mut state.opened, true));
+            if first {
+                match attempt.input(&local, &open) {
+                    Ok((work, input)) => {
+                        attempt.with(|state| {
+                            state.base = u32::try_from(open.forced.len()).unwrap_or(u32::MAX);
+                        });
+                        let salt = open.salt.0;
+                        let forced = open.forced;
+                        let attempt = Arc::clone(&attempt);
+                        tokio::spawn(run(attempt, pool, events, work, input, forced, salt));
+                    }
+                    Err(why) => {
+                        let ended = WorkEvent::Ended {
+                            outcome: Outcome::Failed { permanent: true, why: why.clone() },
+                            usage: Usage::default(),
+                            output: None,
+                            model_licence: None,
+                        };
+                        attempt.finish();
+                        report(&events, open.lease, ended).await;
+                        return refuse(&mut stream, why).await;
+                    }
+                }
+            }
+            let _ = attempt.send_tokens(from, &mut stream).await;
+        });
+    }
+}
+
+impl Attempt {
+    /// Opens and checks the input against the job that the researcher signed.
+    fn input(&self, local: &Local, open: &Open) -> Result<(InferWork, InferInput), String> {
+        let job = &self.work.job;
+        let work = InferWork::from_work(&job.work).map_err(|error| error.to_string())?;
+        let salt = <[u8; 32]>::try_from(open.salt.0.as_slice())
+            .map_err(|_| "the salt has not 32 bytes".to_owned())?;
+        if Digest::salted(&salt, &open.sealed.0) != job.input.digest {
+            return Err("the input is not the one that the researcher signed".to_owned());
+        }
+        if open.forced.len() > work.max_tokens as usize {
+            return Err("more forced tokens than the job may have".to_owned());
+        }
+        if open.wrap.node != local.node {
+            return Err("the input's key is wrapped for another node".to_owned());
+        }
+        let key = ContentKey::unwrap(&open.wrap, local.identity.sealing())
+            .map_err(|error| error.to_string())?;
+        let plain = key.open_input(&open.sealed.0).map_err(|error| error.to_string())?;
+        // The decoder's own words could quote the input: say only that it failed.
+        let input = encoding::decode(&plain, INPUT_BYTES_MAX)
+            .map_err(|_| "the input is not an inference input".to_owned())?;
+        Ok((work, input))
+    }
+
+    async fn send_tokens(
+        &self,
+        from: u32,
+        stream: &mut BulkStream,
+    ) -> Result<(), crate::net::NetError> {
+        let mut next = from;
+        let mut changes = self.changes.subscribe();
+        loop {
+            let (fresh, ended) = self.with(|state| {
+                let skip = next.saturating_sub(state.base) as usize;
+                let fresh: Vec<(u32, String)> =
+                    state.tokens.get(skip..).unwrap_or_default().to_vec();
+                (fresh, state.ended)
+            });
+            for (id, text) in fresh {
+                let said = Said::Token { index: next, id, text };
+                stream.write_frame(&encoding::encode(&said), TOKEN_FRAME_BYTES_MAX).await?;
+                next = next.saturating_add(1);
+            }
+            if ended {
+                stream.write_frame(&encoding::encode(&Said::End {}), TOKEN_FRAME_BYTES_MAX).await?;
+                return stream.finish().await;
+            }
+            if changes.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn finish(&self) {
+        self.with(|state| state.ended = true);
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Runs the worker and turns what it says into tokens, progress and an end.
+async fn run(
+    attempt: Arc<Attempt>,
+    pool: Pool,
+    events: mpsc::Sender<Event>,
+    work: InferWork,
+    input: InferInput,
+    forced: Vec<u32>,
+    salt: Vec<u8>,
+) {
+    let lease = attempt.work.lease.id();
+    let forced_tokens = forced.len() as u64;
+    let mut ids = forced.clone();
+    let (sender, mut worker) = mpsc::channel(WORKER_EVENTS_MAX);
+    let task = Task::Run(Run {
+        model: attempt.work.job.model,
+        path: attempt.path.clone(),
+        work,
+        input,
+        forced,
+        events: sender,
+        cancel: attempt.cancel.clone(),
+    });
+    let mut licence = None;
+    let mut done = 0u32;
+    let ended = if pool.give(attempt.work.lease.slot, task).is_err() {
+        Ended::Failed { permanent: false, why: "the slot's worker is busy".to_owned() }
+    } else {
+        loop {
+            match worker.recv().await {
+                Some(FromWorker::Loaded { licence: found, .. }) => licence = found,
+                Some(FromWorker::Token { index: _, id, text }) => {
+                    ids.push(id);
+                    attempt.with(|state| state.tokens.push((id, text)));
+                    attempt.changes.send_modify(|count| *count = count.wrapping_add(1));
+                    done = done.saturating_add(1);
+                    if done.is_multiple_of(PROGRESS_EVERY) {
+                        report(&events, lease, WorkEvent::Progress { tokens: done }).await;
+                    }
+                }
+                Some(FromWorker::Ended(ended)) => break ended,
+                None => {
+                    let why = "the worker's keeper ended".to_owned();
+                    break Ended::Failed { permanent: false, why };
+                }
+            }
+        }
+    };
+    let stop_as = attempt.with(|state| state.stop_as.clone());
+    let mut usage = Usage { completion_tokens: u64::from(done), forced_tokens, ..Usage::default() };
+    let (outcome, output) = match ended {
+        Ended::Finished { reason, prompt_tokens, device_ms, .. } => {
+            usage.prompt_tokens = u64::from(prompt_tokens);
+            usage.device_time_ms = DurationMs::from_ms(device_ms);
+            (Outcome::Finished { reason }, Some(output_digest(&salt, &ids)))
+        }
+        Ended::Cancelled { prompt_tokens, device_ms } => {
+            usage.prompt_tokens = u64::from(prompt_tokens);
+            usage.device_time_ms = DurationMs::from_ms(device_ms);
+            (stop_as.unwrap_or(Outcome::Cancelled), None)
+        }
+        Ended::Failed { permanent, why } => {
+            (stop_as.unwrap_or(Outcome::Failed { permanent, why: shorten(why) }), None)
+        }
+    };
+    attempt.finish();
+    let ended = WorkEvent::Ended { outcome, usage, output, model_licence: licence };
+    report(&events, lease, ended).await;
+}
+
+/// Salted digest of an answer: of its token ids, four bytes each, little-endian.
+fn output_digest(salt: &[u8], ids: &[u32]) -> Digest {
+    let salt = <[u8; 32]>::try_from(salt).unwrap_or_default();
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    Digest::salted(&salt, &bytes)
+}
+
+/// As much of an explanation as a receipt may carry, on one line.
+fn shorten(why: String) -> String {
+    let reason =
+        allmend_protocol::offer::Reason::new(allmend_protocol::offer::ReasonClass::Size, why);
+    reason.text
+}
+
+async fn refuse(stream: &mut BulkStream, why: String) {
+    let said = Said::No { why };
+    let _ = stream.write_frame(&encoding::encode(&said), TOKEN_FRAME_BYTES_MAX).await;
+    let _ = stream.finish().await;
+}
+
+async fn report(events: &mpsc::Sender<Event>, lease: MessageId, event: WorkEvent) {
+    let _ = events.send(Event::Input(Box::new(Input::Work { lease, event }))).await;
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

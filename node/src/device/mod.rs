@@ -1,0 +1,112 @@
+//! What this machine has: cores, memory, accelerators, model formats; and `doctor`.
+//!
+//! Probing reads the kernel's files and asks NVIDIA's library if it is there. It never guesses: what
+//! could not be found out is absent, with the reason.
+
+mod accelerator;
+mod clock;
+mod cpu;
+mod doctor;
+mod memory;
+mod ports;
+
+pub use accelerator::{Accelerators, Gpu};
+pub use clock::{ClockState, clock_state};
+pub use cpu::Cpu;
+pub use doctor::{Check, Report, Status, Subject, examine};
+pub use memory::Memory;
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::config::Limits;
+use crate::storage::{Space, space};
+
+/// Everything that was found on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// Processor.
+    pub cpu: Cpu,
+    /// Memory.
+    pub memory: Memory,
+    /// Accelerators, or why there are none.
+    pub accelerators: Accelerators,
+    /// Model formats that the engine reads.
+    pub formats: Vec<&'static str>,
+    /// Room for data; absent if it could not be measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Space>,
+}
+
+/// Formats that this build's engine reads.
+const FORMATS: &[&str] = &["gguf"];
+
+impl Device {
+    /// Looks at this machine; `data_dir` says which disk to measure.
+    ///
+    /// Takes some milliseconds, more if a GPU driver has to wake up.
+    #[must_use]
+    pub fn probe(data_dir: &Path) -> Self {
+        Self {
+            cpu: Cpu::probe(),
+            memory: Memory::probe(),
+            accelerators: Accelerators::probe(),
+            formats: FORMATS.to_vec(),
+            disk: space(data_dir).ok(),
+        }
+    }
+
+    /// Threads that one worker computes with: as configured, or the allowed cores shared among the
+    /// slots, at least one.
+    #[must_use]
+    pub fn threads_per_worker(&self, limits: &Limits) -> u32 {
+        limits.threads.unwrap_or_else(|| (self.cpu.allowed / limits.slots.max(1)).max(1))
+    }
+
+    /// MiB that all workers together may use: as configured, or three quarters of what this process
+    /// may use.
+    #[must_use]
+    pub fn memory_for_workers_mib(&self, limits: &Limits) -> u64 {
+        limits.memory_mib.unwrap_or_else(|| self.memory.allowed_mib() / 4 * 3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(slots: u32) -> Limits {
+        Limits {
+            slots,
+            threads: None,
+            memory_mib: None,
+            context_tokens_max: 1,
+            prompt_bytes_max: 1,
+            jobs_open_max: 1,
+        }
+    }
+
+    #[test]
+    fn this_machine_has_a_core_and_memory() {
+        let device = Device::probe(Path::new("/"));
+        assert!(device.cpu.allowed >= 1);
+        assert!(device.memory.total_mib.is_some_and(|mib| mib > 0));
+        let json = serde_json::to_value(&device).unwrap();
+        assert!(json["cpu"]["allowed"].is_number() && json["formats"][0] == "gguf");
+    }
+
+    #[test]
+    fn automatic_limits_follow_the_machine() {
+        let device = Device::probe(Path::new("/"));
+        assert_eq!(device.threads_per_worker(&limits(1)), device.cpu.allowed);
+        assert_eq!(device.threads_per_worker(&limits(64)), (device.cpu.allowed / 64).max(1));
+        assert_eq!(device.threads_per_worker(&limits(0)), device.cpu.allowed);
+        assert!(device.memory_for_workers_mib(&limits(1)) < device.memory.allowed_mib());
+        let fixed = Limits { threads: Some(3), memory_mib: Some(5), ..limits(2) };
+        assert_eq!(
+            (device.threads_per_worker(&fixed), device.memory_for_workers_mib(&fixed)),
+            (3, 5)
+        );
+    }
+}

@@ -90,7 +90,7 @@ impl Desk {
             top_p: parse_decimal(&asking.top_p, "--top-p")?,
             seed,
             clock: issued,
-            prompt_tokens_max: u32::try_from(words / BYTES_PER_TOKEN + framing).unwrap_or(u32::MAX),
+            prompt_tokens_max: self.prompt_tokens_max(model, words + framing, asking.max_tokens),
         };
         let deadline = u64::try_from(asking.deadline.as_millis()).unwrap_or(u64::MAX);
         let spec = JobSpec {

@@ -16,7 +16,6 @@ mod world;
 
 pub use allmend_scheduler::core::Faults;
 pub use check::Violation;
-pub use draw::Draw;
 pub use soak::{Soaked, soak};
 
 use serde::Serialize;
@@ -107,7 +106,9 @@ pub fn run(seed: u64, options: &SimOptions) -> Result<SimReport, Box<SimFailure>
     match result {
         Ok(()) => Ok(SimReport { seed, trace_digest, counts, trace }),
         // The same seed again, this time to be read.
-        Err(_) if !options.keep_trace => run(seed, &SimOptions { keep_trace: true, ..options.clone() }),
+        Err(_) if !options.keep_trace => {
+            run(seed, &SimOptions { keep_trace: true, ..options.clone() })
+        }
         Err(violation) => {
             // Adverts are most of the lines and least of the story.
             let told = trace.iter().filter(|line| !line.contains(" capacity-advert."));

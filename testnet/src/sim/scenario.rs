@@ -13,20 +13,19 @@ use allmend_scheduler::policy::OperatorPolicy;
 use super::draw::Draw;
 use super::federation::{Federation, INSTITUTIONS};
 
-const MODELS: [Digest; 3] =
-    [Digest::from_bytes([0xa1; 32]), Digest::from_bytes([0xa2; 32]), Digest::from_bytes([0xa3; 32])];
+const MODELS: [Digest; 3] = [
+    Digest::from_bytes([0xa1; 32]),
+    Digest::from_bytes([0xa2; 32]),
+    Digest::from_bytes([0xa3; 32]),
+];
 
 /// A machine: small, and of any kind.
-pub fn machine(draw: &mut Draw, is_home: bool) -> LocalState {
+pub(crate) fn machine(draw: &mut Draw, is_home: bool) -> LocalState {
     let mut models = Vec::new();
     let mut fetchable = Vec::new();
     for digest in MODELS {
-        let held = ModelHeld {
-            digest,
-            memory_mib: 500,
-            context_tokens: 4_096,
-            warm: draw.per_mille(500),
-        };
+        let held =
+            ModelHeld { digest, memory_mib: 500, context_tokens: 4_096, warm: draw.per_mille(500) };
         match draw.below(10) {
             0..7 => models.push(held),
             7 => fetchable.push(held),
@@ -51,7 +50,7 @@ pub fn machine(draw: &mut Draw, is_home: bool) -> LocalState {
 }
 
 /// Something about a machine changes.
-pub fn machine_changes(draw: &mut Draw, local: &mut LocalState) {
+pub(crate) fn machine_changes(draw: &mut Draw, local: &mut LocalState) {
     match draw.below(4) {
         0 => local.draining = Some("maintenance".into()),
         1 => local.disk_full = Some("the log's disk is full".into()),
@@ -61,7 +60,7 @@ pub fn machine_changes(draw: &mut Draw, local: &mut LocalState) {
 }
 
 /// An owner's rules.
-pub fn policy(draw: &mut Draw, federation: &Federation) -> OperatorPolicy {
+pub(crate) fn policy(draw: &mut Draw, federation: &Federation) -> OperatorPolicy {
     let open = "[[allow]]\nname = 'everybody'\ninstitutions = ['*']\n";
     let text = match draw.below(10) {
         0 => String::new(),
@@ -79,7 +78,7 @@ pub fn policy(draw: &mut Draw, federation: &Federation) -> OperatorPolicy {
 }
 
 /// A researcher's job, asked for at `now`.
-pub fn job(
+pub(crate) fn job(
     draw: &mut Draw,
     federation: &Federation,
     institution: usize,
@@ -122,7 +121,11 @@ pub fn job(
 }
 
 /// The researcher's wish to stop it.
-pub fn cancel(federation: &Federation, job: &Verified<JobSpec>, now: Timestamp) -> Verified<Cancel> {
+pub(crate) fn cancel(
+    federation: &Federation,
+    job: &Verified<JobSpec>,
+    now: Timestamp,
+) -> Verified<Cancel> {
     let institution = federation.researcher_certs.iter().position(|c| c.researcher == job.signer);
     let key = &federation.researcher_keys[institution.expect("a researcher of ours")];
     let body = Cancel {

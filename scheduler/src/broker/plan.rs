@@ -10,6 +10,7 @@ use allmend_protocol::offer::{Offer, Probe, Reason, ReasonClass};
 use allmend_protocol::time::Timestamp;
 
 use super::job::{Attempt, Job, Stage};
+use super::promised::Promised;
 use super::{BACKOFF_MAX, BACKOFF_MIN, Broker};
 use crate::ctx::Ctx;
 use crate::filter::{Has, Needs, may_pass, price_max, unfit};
@@ -33,6 +34,7 @@ const CONSIDERED_MAX: usize = 64;
 pub(crate) fn survey(
     ctx: &Ctx<'_>,
     needs: &Needs<'_>,
+    promised: &Promised,
 ) -> BTreeMap<NodeId, Result<i64, Vec<Reason>>> {
     let mut survey = BTreeMap::new();
     for (node, known) in ctx.view.iter() {
@@ -41,7 +43,8 @@ pub(crate) fn survey(
             let text = "the node has signed two contradicting adverts";
             Err(vec![Reason::new(ReasonClass::Chain, text)])
         } else {
-            let has = Has::advertised(&known.advert, cert.signer, cert.jurisdiction);
+            let mut has = Has::advertised(&known.advert, cert.signer, cert.jurisdiction);
+            has.slots_free = promised.left(*node, has.slots_free);
             let mut reasons = unfit(ctx.now, needs, &has);
             if reasons.is_empty() && !ctx.view.is_reachable(ctx.now, *node) {
                 let text = "the node could not be reached";
@@ -58,6 +61,7 @@ pub(crate) fn survey(
 impl Broker {
     /// Moves a job without a live attempt on: assigns, asks, waits, or ends it.
     pub(super) fn plan(&mut self, ctx: &mut Ctx<'_>, ledger: &mut Ledger, id: MessageId) {
+        let promised = self.promised(ctx, Some(id));
         let Some(job) = self.jobs.get_mut(&id) else { return };
         if job.over.is_some() || job.live_attempt().is_some() {
             return;
@@ -73,10 +77,11 @@ impl Broker {
             return self.end(ctx, ledger, id, JobOutcomeRecord::Failed, why);
         }
         job.planned_at = ctx.now;
+        job.wake_at = None;
         job.generation = ctx.view.generation();
         let spent = job.grant.as_ref().map(|grant| ledger.spent(grant.id()));
         let budget = job.spec.cap.less(spent.unwrap_or_default());
-        let survey = survey(ctx, &job.needs(budget));
+        let survey = survey(ctx, &job.needs(budget), &promised);
         job.note_considered(ctx.now, &survey);
 
         if let Some((node, offer)) = job.offer_on_file(ctx.now, &survey) {
@@ -137,6 +142,7 @@ impl Broker {
         let names: Vec<String> = nodes.iter().map(NodeId::short).collect();
         job.why = format!("asking {}", names.join(", "));
         job.stage = Stage::Asking { until: ctx.now.plus(ctx.timing().probe_wait_ms) };
+        self.busy.insert(id);
         ctx.out.push(Effect::JobChanged { job: id });
     }
 
@@ -197,6 +203,7 @@ impl Broker {
         job.stage = Stage::Working;
         job.why = format!("given to {}, waiting for its lease", node.short());
         job.send_assign(ctx, number);
+        self.busy.insert(id);
         ctx.out.push(Effect::JobChanged { job: id });
     }
 }

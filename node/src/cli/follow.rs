@@ -155,6 +155,11 @@ impl Followed {
         }
     }
 
+    /// Whether the job finished without a token having been seen here.
+    pub(super) fn finished_unseen(&self) -> bool {
+        matches!(self, Followed::Over { phase: Phase::Finished, text, .. } if text.is_empty())
+    }
+
     /// Says how a turn of a conversation ended, unless well.
     pub(super) fn report(self, context: &Context<'_>) -> anyhow::Result<ExitCode> {
         match self.failure() {
@@ -199,7 +204,9 @@ impl Followed {
                     failure = failure.cause(format!("{node}: {verdict}"));
                 }
                 let hint = match phase {
-                    Phase::Refused => "where it may run is yours to widen: --at, --jurisdiction".to_owned(),
+                    Phase::Refused => {
+                        "where it may run is yours to widen: --at, --jurisdiction".to_owned()
+                    }
                     _ => format!("see what happened: allmend show {}", job.short()),
                 };
                 Some(failure.hint(hint))

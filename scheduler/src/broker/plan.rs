@@ -27,6 +27,9 @@ const LOCAL_PREFERENCE_MICROS: i64 = 250_000;
 /// the others for ever.
 const ASK_BEST: usize = 2;
 
+/// So many different reasons fit into one sentence.
+const REASONS_TOLD_MAX: usize = 3;
+
 /// A job's last survey is kept for people up to so many nodes.
 const CONSIDERED_MAX: usize = 64;
 
@@ -113,10 +116,7 @@ impl Broker {
                 job.wait(ctx, "waiting to hear from the other nodes".to_owned());
             }
             None => {
-                let why = match job.considered.first() {
-                    Some(first) => format!("no node may or will run it; {}", first.verdict),
-                    None => "no node is known".to_owned(),
-                };
+                let why = job.no_node(&survey);
                 self.end(ctx, ledger, id, JobOutcomeRecord::Refused, why);
             }
         }
@@ -285,6 +285,34 @@ impl Job {
         };
         picks.extend(others.into_iter().map(|(node, _)| node).min_by_key(draw));
         picks
+    }
+
+    /// Why no node will do, the commonest reason first.
+    fn no_node(&self, survey: &BTreeMap<NodeId, Result<i64, Vec<Reason>>>) -> String {
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for (node, verdict) in survey {
+            let words = match verdict {
+                // What does not pass says more than that a slot is taken.
+                Err(reasons) => reasons
+                    .iter()
+                    .find(|reason| !reason.class.passes())
+                    .or(reasons.first())
+                    .map_or(String::new(), Reason::to_string),
+                Ok(_) => self.answers.get(node).map_or(String::new(), |a| a.verdict.clone()),
+            };
+            *counts.entry(words).or_default() += 1;
+        }
+        let mut counts: Vec<(String, u32)> = counts.into_iter().collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let told = counts.iter().take(REASONS_TOLD_MAX).map(|(words, count)| match count {
+            1 => format!("1 node: {words}"),
+            _ => format!("{count} nodes: {words}"),
+        });
+        let told: Vec<String> = told.collect();
+        if told.is_empty() {
+            return "no node is known".to_owned();
+        }
+        format!("no node may or will run it; {}", told.join("; "))
     }
 
     fn may_ask(&self, now: Timestamp, node: NodeId) -> bool {

@@ -34,7 +34,7 @@ pub(crate) enum Fate {
 impl Network {
     /// A network as bad as the seed says.
     pub(crate) fn new(mut draw: Draw) -> Network {
-        let (loss, duplicates, slow) = (draw.below(200), draw.below(100), draw.below(60));
+        let (loss, duplicates, slow) = (draw.below(200), draw.below(100), draw.below(100));
         Network { draw, loss, duplicates, slow, sides: None }
     }
 

@@ -1,2 +1,3 @@
-//! x
+//! `allmend-testnet`.
+
 fn main() {}

@@ -1,0 +1,3 @@
+//! Worlds to try Allmend in: real processes on loopback, a seeded simulation, benchmarks.
+
+pub mod world;

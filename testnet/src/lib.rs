@@ -1,3 +1,4 @@
-//! Worlds to try Allmend in: real processes on loopback, a seeded simulation, benchmarks.
+//! Worlds to try Allmend in: real processes on loopback, and a seeded simulation.
 
+pub mod sim;
 pub mod world;

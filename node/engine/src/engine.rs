@@ -17,6 +17,7 @@ use crate::template::ChatTemplate;
 use crate::text::{Released, TextStream};
 use crate::tokenizer::Tokenizer;
 use crate::trunk::{PREFILL_CHUNK_TOKENS, Rows, Trunk};
+use crate::weights::Product;
 
 /// What a caller decides about loading.
 #[derive(Clone, Debug, Default)]
@@ -117,7 +118,8 @@ impl Engine {
         Ok(Completion { finish, usage: run.usage, timings: run.timings })
     }
 
-    /// Logits after each of `tokens`, computed `chunk` at a time: for comparing implementations.
+    /// Logits after each of `tokens`, computed `chunk` at a time as a prompt is: for comparing
+    /// implementations.
     ///
     /// # Shapes
     /// Returns one row of vocabulary length per token.
@@ -137,7 +139,10 @@ impl Engine {
         let mut cache = self.trunk.new_cache(tokens.len())?;
         let mut rows = Vec::with_capacity(tokens.len());
         for part in tokens.chunks(chunk.get()) {
-            rows.extend(self.trunk.forward(part, &mut cache, Rows::All)?.to_vec2::<f32>()?);
+            rows.extend({
+                let part = self.trunk.forward(part, &mut cache, Rows::All, Product::Expanded)?;
+                part.to_vec2::<f32>()?
+            });
         }
         Ok(rows)
     }
@@ -232,7 +237,7 @@ impl<'a> Run<'a> {
         let total = prompt.len() + self.request.forced.len();
         let mut logits = None;
         for part in prompt.chunks(PREFILL_CHUNK_TOKENS) {
-            logits = Some(self.engine.trunk.forward(part, &mut self.cache, Rows::Last)?);
+            logits = Some(self.forward(part, Product::Expanded)?);
             if self.progress(total, on_event).is_break() {
                 return Ok(Prefilled::Done(Finish::Cancelled));
             }
@@ -243,7 +248,7 @@ impl<'a> Run<'a> {
             if let Some(finish) = self.accept(id).1 {
                 return Ok(Prefilled::Done(finish));
             }
-            logits = Some(self.engine.trunk.forward(&[id], &mut self.cache, Rows::Last)?);
+            logits = Some(self.forward(&[id], Product::Quantised)?);
             if self.progress(total, on_event).is_break() {
                 return Ok(Prefilled::Done(Finish::Cancelled));
             }
@@ -252,6 +257,10 @@ impl<'a> Run<'a> {
         logits
             .map(Prefilled::Ready)
             .ok_or_else(|| EngineError::InvalidRequest("the prompt is empty".to_owned()))
+    }
+
+    fn forward(&mut self, tokens: &[u32], product: Product) -> Result<Tensor, EngineError> {
+        Ok(self.engine.trunk.forward(tokens, &mut self.cache, Rows::Last, product)?)
     }
 
     fn progress(
@@ -283,7 +292,7 @@ impl<'a> Run<'a> {
             if let Some(finish) = finish {
                 return Ok(finish);
             }
-            logits = self.engine.trunk.forward(&[id], &mut self.cache, Rows::Last)?;
+            logits = self.forward(&[id], Product::Quantised)?;
         }
     }
 

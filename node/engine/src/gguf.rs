@@ -272,7 +272,7 @@ fn place<'a>(
         })?;
         let row = entry.shape.last().copied().unwrap_or(0) as u64;
         let block = dtype.block_size() as u64;
-        if row % block != 0 {
+        if !row.is_multiple_of(block) {
             return Err(bad(format!(
                 "rows of {row} elements do not divide into {dtype:?} blocks of {block}"
             )));
@@ -280,7 +280,7 @@ fn place<'a>(
         let size = (entry.elements / block)
             .checked_mul(dtype.type_size() as u64)
             .ok_or_else(|| bad("its size overflows".to_owned()))?;
-        if entry.offset % alignment != 0 {
+        if !entry.offset.is_multiple_of(alignment) {
             return Err(bad(format!("offset {} is not aligned to {alignment}", entry.offset)));
         }
         let end = data_start

@@ -73,12 +73,13 @@ impl ModelInfo {
             Ok(gguf.string(key)?.map(|text| text.chars().take(256).collect()))
         };
         let mut by_type = std::collections::BTreeMap::<&str, u64>::new();
-        let (mut parameters, mut held) = (0u64, 0u64);
+        let (mut parameters, mut held, mut largest) = (0u64, 0u64, 0u64);
         for info in gguf.tensors.values() {
             // Each tensor lies inside the file and apart from the others, so the sums cannot overflow.
             let elements = info.elements() as u64;
             *by_type.entry(dtype_name(info.dtype)).or_default() += elements;
             parameters += elements;
+            largest = largest.max(elements);
             held += match info.dtype {
                 // Held as F32: that is what the float kernels compute with.
                 GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => elements * 4,
@@ -87,8 +88,9 @@ impl ModelInfo {
         }
         let quantisation = by_type.iter().max_by_key(|(_, elements)| **elements);
         let widest = spec.mlp_width.max(spec.heads * spec.head_dim).max(spec.width) as u64;
-        // A chunk's activations in the widest block, its attention scores, and one row of logits.
-        let scratch = 4 * (PREFILL_CHUNK_TOKENS as u64 * widest * 8 + spec.vocab as u64 * 4);
+        // A chunk's activations in the widest block, rows of logits, and one matrix expanded to F32.
+        let scratch =
+            4 * (PREFILL_CHUNK_TOKENS as u64 * widest * 8 + spec.vocab as u64 * 4 + largest);
         Ok(Self {
             architecture: text("general.architecture")?.unwrap_or_default(),
             name: text("general.name")?,

@@ -85,7 +85,7 @@ impl ModelSpec {
             None => heads,
             Some(_) => gguf.size("llama.attention.head_count_kv", HEADS_MAX)?,
         };
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(EngineError::metadata(
                 "llama.attention.head_count_kv",
                 format!("{kv_heads} does not divide the {heads} heads"),
@@ -122,7 +122,7 @@ fn head_dim(gguf: &Gguf<'_>, width: usize, heads: usize) -> Result<usize, Engine
     let key = "llama.attention.key_length";
     let head_dim = match gguf.u32(key)? {
         Some(_) => gguf.size(key, HEADS_MAX)?,
-        None if width % heads == 0 => width / heads,
+        None if width.is_multiple_of(heads) => width / heads,
         None => {
             let problem = format!("{heads} heads do not divide the width {width}");
             return Err(EngineError::metadata("llama.attention.head_count", problem));
@@ -146,7 +146,7 @@ fn epsilon(gguf: &Gguf<'_>) -> Result<f32, EngineError> {
 }
 
 fn rope(gguf: &Gguf<'_>, head_dim: usize) -> Result<Rope, EngineError> {
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         let problem = format!("heads of {head_dim} cannot be rotated in pairs");
         return Err(EngineError::metadata("llama.attention.key_length", problem));
     }

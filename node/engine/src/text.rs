@@ -46,8 +46,13 @@ impl TextStream {
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Released {
         self.partial.extend_from_slice(bytes);
         self.decode_whole_characters();
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = first {
+        // The stop that ends first, as if characters came one by one: how tokens cut the text must not
+        // matter, or a resumed answer could end elsewhere.
+        let spans = self.stops.iter().filter_map(|stop| {
+            let start = self.held.find(stop.as_str())?;
+            Some((start + stop.len(), start))
+        });
+        if let Some((_, at)) = spans.min() {
             self.held.truncate(at);
             self.partial.clear();
             return Released::Stopped(std::mem::take(&mut self.held));
@@ -142,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_earliest_stop_wins_and_nothing_after_it_shows() {
+    fn the_stop_that_ends_first_wins_and_nothing_after_it_shows() {
         let mut stream = stream(&["b", "a"]);
         assert_eq!(stream.push(b"xxaybz"), Released::Stopped("xx".to_owned()));
     }
@@ -178,7 +183,10 @@ mod tests {
             let whole = run(&mut std::iter::repeat(1));
             prop_assert_eq!(&run(&mut cuts.iter().copied().cycle()), &whole);
             let lossy = String::from_utf8_lossy(&bytes).into_owned();
-            let end = stops.iter().filter_map(|stop| lossy.find(stop.as_str())).min();
+            let spans = stops.iter().filter_map(|stop| {
+                lossy.find(stop.as_str()).map(|start| (start + stop.len(), start))
+            });
+            let end = spans.min().map(|(_, start)| start);
             prop_assert_eq!(whole, (lossy[..end.unwrap_or(lossy.len())].to_owned(), end.is_some()));
         }
     }

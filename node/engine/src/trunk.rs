@@ -1,7 +1,7 @@
 //! The decoder: computes logits for whatever a [`ModelSpec`] describes, with plain candle operations.
 //!
-//! One sequence at a time. Logits depend on the tokens and on where the calls to [`Trunk::forward`]
-//! cut them, never on thread count or on earlier sequences.
+//! One sequence at a time. Logits depend on the tokens, on where the calls to [`Trunk::forward`] cut them
+//! and on the kind of [`Product`], never on thread count or on earlier sequences.
 
 use candle_core::{Device, Tensor};
 use candle_nn::attention::{AttnMask, flash_attn};
@@ -11,7 +11,7 @@ use crate::error::EngineError;
 use crate::gguf::Gguf;
 use crate::rope::{Angles, Rotation};
 use crate::spec::{Mlp, ModelSpec, Norm};
-use crate::weights::{Loader, Matrix};
+use crate::weights::{Loader, Matrix, Product};
 
 /// Tokens of prompt computed at once: enough rows to use the matrix kernels well, few enough that
 /// cancellation is noticed within a fraction of a second.
@@ -69,8 +69,8 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    fn apply(&self, input: &Tensor) -> candle_core::Result<Tensor> {
-        let output = self.weight.apply(input)?;
+    fn apply(&self, input: &Tensor, product: Product) -> candle_core::Result<Tensor> {
+        let output = self.weight.apply(input, product)?;
         match &self.bias {
             Some(bias) => output.broadcast_add(bias),
             None => Ok(output),
@@ -124,18 +124,19 @@ impl Trunk {
         tokens: &[u32],
         cache: &mut Cache,
         rows: Rows,
+        product: Product,
     ) -> candle_core::Result<Tensor> {
         let mut hidden = self.embedding.rows(tokens, &self.device)?;
         let angles = self.rotation.angles(cache.len(), tokens.len(), &self.device)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(&self.spec, index, &hidden, &angles, cache)?;
+            hidden = layer.forward(&self.spec, index, &hidden, &angles, cache, product)?;
         }
         cache.advance(tokens.len());
         if rows == Rows::Last {
             hidden = hidden.narrow(0, tokens.len().saturating_sub(1), 1)?;
         }
         let hidden = self.spec.norm.apply(&hidden.contiguous()?, &self.output_norm)?;
-        self.output.as_ref().unwrap_or(&self.embedding).apply(&hidden)
+        self.output.as_ref().unwrap_or(&self.embedding).apply(&hidden, product)
     }
 }
 
@@ -166,11 +167,12 @@ impl Layer {
         hidden: &Tensor,
         angles: &Angles,
         cache: &Cache,
+        product: Product,
     ) -> candle_core::Result<Tensor> {
         let normed = spec.norm.apply(hidden, &self.attention_norm)?;
-        let hidden = (hidden + self.attend(spec, index, &normed, angles, cache)?)?;
+        let hidden = (hidden + self.attend(spec, index, &normed, angles, cache, product)?)?;
         let normed = spec.norm.apply(&hidden, &self.mlp_norm)?;
-        &hidden + self.mlp(spec.mlp, &normed)?
+        &hidden + self.mlp(spec.mlp, &normed, product)?
     }
 
     /// Causal attention over the cache and the new tokens.
@@ -181,12 +183,14 @@ impl Layer {
         normed: &Tensor,
         angles: &Angles,
         cache: &Cache,
+        product: Product,
     ) -> candle_core::Result<Tensor> {
         let tokens = normed.dim(0)?;
-        let query = self.query.apply(normed)?.reshape((tokens, spec.heads, spec.head_dim))?;
+        let query =
+            self.query.apply(normed, product)?.reshape((tokens, spec.heads, spec.head_dim))?;
         let kv_shape = (tokens, spec.kv_heads, spec.head_dim);
-        let key = self.key.apply(normed)?.reshape(kv_shape)?;
-        let value = self.value.apply(normed)?.reshape(kv_shape)?;
+        let key = self.key.apply(normed, product)?.reshape(kv_shape)?;
+        let value = self.value.apply(normed, product)?.reshape(kv_shape)?;
         let query = angles.rotate(&query)?;
         let (keys, values) = cache.extend(index, &angles.rotate(&key)?, &value)?;
         let attended = flash_attn::<f32>(
@@ -200,14 +204,15 @@ impl Layer {
         )?;
         // (1, heads, tokens, head_dim) back to one row per token.
         let attended = attended.squeeze(0)?.transpose(0, 1)?.contiguous()?;
-        self.attention_output.apply(&attended.reshape((tokens, spec.heads * spec.head_dim))?)
+        let attended = attended.reshape((tokens, spec.heads * spec.head_dim))?;
+        self.attention_output.apply(&attended, product)
     }
 
-    fn mlp(&self, mlp: Mlp, normed: &Tensor) -> candle_core::Result<Tensor> {
+    fn mlp(&self, mlp: Mlp, normed: &Tensor, product: Product) -> candle_core::Result<Tensor> {
         match mlp {
             Mlp::GatedSilu => {
-                let gated = self.gate.apply(normed)?.silu()?;
-                self.down.apply(&(gated * self.up.apply(normed)?)?)
+                let gated = self.gate.apply(normed, product)?.silu()?;
+                self.down.apply(&(gated * self.up.apply(normed, product)?)?, product)
             }
         }
     }

@@ -32,13 +32,11 @@ fn log_to_stderr(level: LogLevel, json: bool) {
         .unwrap_or_else(|_| format!("warn,allmend={level},allmend_node={level}"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr);
     // A second subscriber in one process (a test) is no reason not to run.
-    let _ = if json {
-        subscriber.json().try_init()
-    } else {
-        subscriber.with_target(false).try_init()
-    };
+    let _ =
+        if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
 }
 
 pub(super) async fn control(

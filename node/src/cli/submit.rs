@@ -8,9 +8,7 @@ use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::encoding;
 use allmend_protocol::envelope::Verified;
 use allmend_protocol::ids::{Digest, InstitutionId, MessageId, ResearcherId, SealingKey};
-use allmend_protocol::job::{
-    ChatMessage, InferInput, InferWork, JobSpec, Placement, SealedInput,
-};
+use allmend_protocol::job::{ChatMessage, InferInput, InferWork, JobSpec, Placement, SealedInput};
 use allmend_protocol::message::AnyMessage;
 use allmend_protocol::time::DurationMs;
 use allmend_protocol::units::{Credits, Decimal};
@@ -94,8 +92,7 @@ impl Desk {
             top_p: parse_decimal(&asking.top_p, "--top-p")?,
             seed,
             clock: issued,
-            prompt_tokens_max: u32::try_from(words / BYTES_PER_TOKEN + framing)
-                .unwrap_or(u32::MAX),
+            prompt_tokens_max: u32::try_from(words / BYTES_PER_TOKEN + framing).unwrap_or(u32::MAX),
         };
         let deadline = u64::try_from(asking.deadline.as_millis()).unwrap_or(u64::MAX);
         let spec = JobSpec {
@@ -326,8 +323,12 @@ pub(super) async fn chat(context: &Context<'_>, options: ChatOptions) -> anyhow:
         let input = conversation(&options.asking, &turns);
         let job = desk.job(&options.asking, &input)?;
         let answers = desk.caller.open(&job.ask(true), Some(&job.sealed)).await?;
-        let followed = follow(context, &desk.caller, &desk.identity, answers, job.spec.id()).await?;
-        if interactive && !context.terminal.is_json() && !matches!(followed, Followed::Interrupted { .. }) {
+        let followed =
+            follow(context, &desk.caller, &desk.identity, answers, job.spec.id()).await?;
+        if interactive
+            && !context.terminal.is_json()
+            && !matches!(followed, Followed::Interrupted { .. })
+        {
             turns.push(("assistant", followed.text().to_owned()));
             code = followed.report(context)?;
         } else {
@@ -386,7 +387,8 @@ fn read_prompt(options: &InferOptions) -> anyhow::Result<String> {
 
 /// A decimal as typed, exactly.
 fn parse_decimal(text: &str, option: &str) -> anyhow::Result<Decimal> {
-    let wrong = || Advice::new(ExitClass::Usage, format!("{option} {text:?} is no number like 0.7"));
+    let wrong =
+        || Advice::new(ExitClass::Usage, format!("{option} {text:?} is no number like 0.7"));
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = !whole.is_empty() || !fraction.is_empty();
     let plain = whole.chars().chain(fraction.chars()).all(|c| c.is_ascii_digit());
@@ -402,7 +404,8 @@ fn parse_decimal(text: &str, option: &str) -> anyhow::Result<Decimal> {
 fn parse_credits(text: &str) -> anyhow::Result<Credits> {
     let wrong = || Advice::new(ExitClass::Usage, format!("--cap {text:?} is no amount like 0.25"));
     let number = parse_decimal(text, "--cap").map_err(|_| wrong())?;
-    let places = 6i8.checked_add(number.exp10).and_then(|p| u32::try_from(p).ok()).ok_or_else(wrong)?;
+    let places =
+        6i8.checked_add(number.exp10).and_then(|p| u32::try_from(p).ok()).ok_or_else(wrong)?;
     let micro = u64::try_from(number.mantissa).ok().and_then(|m| m.checked_mul(10u64.pow(places)));
     Ok(Credits::from_micro(micro.ok_or_else(wrong)?))
 }

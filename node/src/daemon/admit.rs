@@ -44,7 +44,7 @@ impl Daemon {
             role,
             node: self.local.node,
             bulk: super::start::bulk_addresses(&listening),
-            bootstrap: listening.control.iter().map(ToString::to_string).collect(),
+            bootstrap: super::start::control_addresses(&listening, self.local.node),
             nonce: random_bytes()?,
             not_before: at,
             expires: at.plus(DurationMs::from_secs(ttl_seconds)),
@@ -86,9 +86,8 @@ impl Daemon {
             Err(error) => return Ok(Err(refuse("the invitation does not hold").because(error))),
         };
         let Some(key) = &self.local.institution_key else {
-            return Ok(Err(refuse("this node admits nobody").hint(
-                "ask for an invitation at the node that holds the institution's key",
-            )));
+            return Ok(Err(refuse("this node admits nobody")
+                .hint("ask for an invitation at the node that holds the institution's key")));
         };
         if PublicKey::from(invitation.signer) != key.public() || invitation.node != self.local.node
         {

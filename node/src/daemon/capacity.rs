@@ -14,8 +14,9 @@ use crate::config::{Config, Layout};
 use crate::device::Device;
 use crate::membership::now;
 use crate::models::Store;
-use crate::net::ListenAddresses;
-use crate::storage::{Caps, Eviction, ModelUse, SpoolUse, StorageState, Survey, plan, space, tree_bytes};
+use crate::storage::{
+    Caps, Eviction, ModelUse, SpoolUse, StorageState, Survey, plan, space, tree_bytes,
+};
 
 /// What was found when last looked.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Capacity {
     pub(crate) fn survey(
         layout: &Layout,
         config: &Config,
-        listening: ListenAddresses,
+        addresses: Vec<String>,
     ) -> anyhow::Result<Capacity> {
         let store = Store::open(layout.models_dir()).context("models directory")?;
         let mut capacity = Capacity {
@@ -42,7 +43,7 @@ impl Capacity {
             config: config.clone(),
             device: Device::probe(layout.root()),
             store,
-            addresses: listening.control.iter().map(ToString::to_string).collect(),
+            addresses,
             models: BTreeMap::new(),
             disk_full: None,
         };
@@ -116,7 +117,15 @@ impl Capacity {
         let memory_mib = self.memory_mib();
         let cpu = DeviceCapacity {
             kind: allmend_protocol::advert::DeviceKind::Cpu,
-            name: self.device.cpu.model.as_deref().unwrap_or(self.device.cpu.architecture).chars().take(100).collect(),
+            name: self
+                .device
+                .cpu
+                .model
+                .as_deref()
+                .unwrap_or(self.device.cpu.architecture)
+                .chars()
+                .take(100)
+                .collect(),
             memory_mib,
             cores: self.device.cpu.allowed,
         };
@@ -147,9 +156,12 @@ fn memory_mib(header: &crate::models::Header, context_tokens: u32) -> u64 {
 impl Daemon {
     /// Has idle workers load the model most likely asked for.
     pub(super) fn warm_models(&self) {
-        let newest = self.capacity.store.list().ok().and_then(|listing| {
-            listing.models.into_iter().max_by_key(|model| model.last_used)
-        });
+        let newest = self
+            .capacity
+            .store
+            .list()
+            .ok()
+            .and_then(|listing| listing.models.into_iter().max_by_key(|model| model.last_used));
         let Some(model) = newest else { return };
         for slot in 0..self.capacity.slots() {
             self.running.warm(slot, model.meta.digest, model.path.clone());
@@ -174,7 +186,10 @@ impl Daemon {
                     self.evict(eviction);
                 }
                 if let StorageState::LogFullSoon { left_bytes } = &decided.state {
-                    tracing::warn!(left_bytes, "the log is near its cap: raise storage.log_cap_mib");
+                    tracing::warn!(
+                        left_bytes,
+                        "the log is near its cap: raise storage.log_cap_mib"
+                    );
                 }
                 let full = match &decided.state {
                     StorageState::MustDrain { why } => Some(why.in_words().to_owned()),

@@ -38,6 +38,15 @@ impl Daemon {
             .map_or_else(|| node.short(), |cert| cert.name.clone())
     }
 
+    /// A sentence of the core's, with nodes called by their names instead of the start of their key.
+    pub(super) fn with_names(&self, words: &str) -> String {
+        let mut words = words.to_owned();
+        for cert in self.core.roster().nodes() {
+            words = words.replace(&cert.node.short(), &cert.name);
+        }
+        words
+    }
+
     fn institution_name(&self, key: allmend_protocol::ids::InstitutionId) -> String {
         self.core
             .roster()
@@ -124,7 +133,10 @@ impl Daemon {
         let seen = self.core.nodes(at);
         let mut rows = Vec::new();
         for cert in roster.nodes() {
-            let advert = seen.iter().find(|view| view.node == cert.node).and_then(|view| view.advert.as_ref());
+            let advert = seen
+                .iter()
+                .find(|view| view.node == cert.node)
+                .and_then(|view| view.advert.as_ref());
             rows.push(json!({
                 "node": cert.node,
                 "name": cert.name,
@@ -165,7 +177,7 @@ impl Daemon {
         json!({
             "job": view.job,
             "phase": view.phase,
-            "why": view.why,
+            "why": self.with_names(&view.why),
             "project": spec.project,
             "work": spec.work.kind,
             "model": spec.model,
@@ -185,7 +197,7 @@ impl Daemon {
         let mut shown = json!({
             "job": job,
             "phase": view.phase,
-            "why": view.why,
+            "why": self.with_names(&view.why),
             "attempts": view.attempts.iter().map(|attempt| json!({
                 "attempt": attempt.attempt,
                 "node": attempt.node,
@@ -195,12 +207,12 @@ impl Daemon {
                 "receipt": attempt.receipt,
                 "tokens": attempt.tokens,
                 "paid_micro": attempt.paid_micro,
-                "status": attempt.status,
+                "status": self.with_names(&attempt.status),
             })).collect::<Vec<_>>(),
             "considered": view.considered.iter().map(|considered| json!({
                 "node": considered.node,
                 "node_name": self.node_name(considered.node),
-                "verdict": considered.verdict,
+                "verdict": self.with_names(&considered.verdict),
             })).collect::<Vec<_>>(),
             "cost_micro": view.cost_micro,
             "settlement": view.settlement,

@@ -97,7 +97,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn send(&self, to: NodeId, message: &AnyMessage, attached: &[AnyMessage]) {
+    pub(super) fn send(&self, to: NodeId, message: &AnyMessage, attached: &[AnyMessage]) {
         let bundle = Bundle {
             main: message.envelope().clone(),
             attached: attached.iter().map(|message| message.envelope().clone()).collect(),
@@ -109,7 +109,8 @@ impl Daemon {
             let input = match net.request(to, bundle.to_bytes()).await {
                 Ok(answer) if answer == [TAKEN] => Input::Delivered { to },
                 Ok(answer) => {
-                    let why = String::from_utf8_lossy(&answer[..answer.len().min(200)]).into_owned();
+                    let why =
+                        String::from_utf8_lossy(&answer[..answer.len().min(200)]).into_owned();
                     tracing::warn!(to = %to.short(), %kind, why, "message not taken");
                     Input::Undelivered { to, message: id }
                 }
@@ -227,8 +228,9 @@ impl Daemon {
         };
         let (attempt, node) =
             view.attempts.last().map_or((0, None), |last| (last.attempt, Some(last.node)));
+        let why = self.with_names(&view.why);
         if !view.phase.is_over() {
-            output.set_phase(view.phase, view.why, attempt, node);
+            output.set_phase(view.phase, why, attempt, node);
             return;
         }
         if let Err(error) = self.keep_result(job, view.phase, &output) {
@@ -240,16 +242,11 @@ impl Daemon {
         } else {
             Vec::new()
         };
-        output.set_over(view.phase, view.why, verdicts);
+        output.set_over(view.phase, why, verdicts);
     }
 
     /// Seals what there is of an answer to its researcher and removes input and output.
-    fn keep_result(
-        &self,
-        job: MessageId,
-        phase: Phase,
-        output: &JobOutput,
-    ) -> anyhow::Result<()> {
+    fn keep_result(&self, job: MessageId, phase: Phase, output: &JobOutput) -> anyhow::Result<()> {
         if self.spool.result(job)?.is_some() {
             return Ok(());
         }

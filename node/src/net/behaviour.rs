@@ -3,10 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::{
-    PeerId, StreamProtocol, connection_limits, gossipsub, identify,
-    identity::Keypair,
-    kad, ping, request_response,
-    swarm::NetworkBehaviour,
+    PeerId, StreamProtocol, connection_limits, gossipsub, identify, identity::Keypair, kad, ping,
+    request_response, swarm::NetworkBehaviour,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -111,17 +109,13 @@ fn gossip(keypair: &Keypair, names: &Names) -> Result<gossipsub::Behaviour, NetE
         .max_publish_messages(GOSSIP_QUEUE_MAX)
         .heartbeat_initial_delay(Duration::from_millis(300))
         // Equal bytes are one message, whoever repeats them.
-        .message_id_fn(|message| {
-            gossipsub::MessageId::new(&Sha256::digest(&message.data)[..20])
-        })
+        .message_id_fn(|message| gossipsub::MessageId::new(&Sha256::digest(&message.data)[..20]))
         .build()
         .map_err(|error| NetError::Options(error.to_string()))?;
     let authenticity = gossipsub::MessageAuthenticity::Signed(keypair.clone());
     let mut behaviour = gossipsub::Behaviour::new(authenticity, config)
         .map_err(|error| NetError::Options(error.to_owned()))?;
-    behaviour
-        .subscribe(&names.topic())
-        .map_err(|error| NetError::Options(error.to_string()))?;
+    behaviour.subscribe(&names.topic()).map_err(|error| NetError::Options(error.to_string()))?;
     Ok(behaviour)
 }
 

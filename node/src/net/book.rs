@@ -93,8 +93,7 @@ impl Book {
         bootstrap: &[Multiaddr],
         now: Instant,
     ) -> Self {
-        let mut book =
-            Self { ourselves, allow_udp, peers: BTreeMap::new(), bootstrap: Vec::new() };
+        let mut book = Self { ourselves, allow_udp, peers: BTreeMap::new(), bootstrap: Vec::new() };
         for address in bootstrap {
             match split_peer(address) {
                 (address, Some(peer)) => {
@@ -103,11 +102,9 @@ impl Book {
                         entry.bootstrap = true;
                     }
                 }
-                (address, None) => book.bootstrap.push(Boot {
-                    address,
-                    peer: None,
-                    backoff: Backoff::new(now),
-                }),
+                (address, None) => {
+                    book.bootstrap.push(Boot { address, peer: None, backoff: Backoff::new(now) })
+                }
             }
         }
         book
@@ -218,6 +215,7 @@ impl Book {
     }
 
     /// The addresses known for `peer`.
+    #[cfg(test)]
     pub(super) fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
         self.peers.get(peer).map_or(&[], |entry| &entry.addresses)
     }

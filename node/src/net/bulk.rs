@@ -69,6 +69,8 @@ pub(super) struct Bulk {
     commons: Arc<Commons>,
     /// `None` where UDP is disabled.
     endpoint: Option<Endpoint>,
+    /// Whether members use it too, or clients on this machine alone.
+    members: bool,
     gso: bool,
     pool: Mutex<BTreeMap<NodeId, Vec<Live>>>,
     /// Counts changes of the pool, so that keepers can wait for one.
@@ -99,6 +101,7 @@ impl Bulk {
         commons: Arc<Commons>,
         secret: &[u8; 32],
         listen: Option<SocketAddr>,
+        members: bool,
         gso: bool,
     ) -> Result<Arc<Self>, NetError> {
         let endpoint = match listen {
@@ -118,6 +121,7 @@ impl Bulk {
         let bulk = Arc::new(Self {
             commons,
             endpoint,
+            members,
             gso,
             pool: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -133,6 +137,11 @@ impl Bulk {
     /// The address of the bulk socket, if there is one.
     pub(super) fn local_address(&self) -> Option<SocketAddr> {
         self.endpoint.as_ref()?.local_addr().ok()
+    }
+
+    /// The address that members may use; none where UDP is for local clients alone.
+    pub(super) fn member_address(&self) -> Option<SocketAddr> {
+        self.local_address().filter(|_| self.members)
     }
 
     /// Opens a stream over a live bulk connection, or `None` if there is none with room.
@@ -159,7 +168,7 @@ impl Bulk {
 
     /// From now on keeps a connection with `node`, reachable at `targets` (`host:port`) if at all.
     pub(super) fn keep(self: &Arc<Self>, node: NodeId, targets: BTreeSet<String>) {
-        if self.endpoint.is_none() {
+        if self.member_address().is_none() {
             return;
         }
         let mut keepers = lock(&self.keepers);
@@ -280,9 +289,8 @@ pub(super) async fn connect(
     config: quinn::ClientConfig,
     target: &str,
 ) -> Result<Connection, NetError> {
-    let addresses = tokio::net::lookup_host(target)
-        .await
-        .map_err(|_| NetError::Resolve(target.to_owned()))?;
+    let addresses =
+        tokio::net::lookup_host(target).await.map_err(|_| NetError::Resolve(target.to_owned()))?;
     let mut last = NetError::Resolve(target.to_owned());
     for address in addresses.take(ADDRESSES_PER_PEER_MAX) {
         let attempt = match endpoint.connect_with(config.clone(), address, "allmend") {
@@ -416,12 +424,7 @@ async fn serve_member(bulk: Arc<Bulk>, node: NodeId, connection: Connection) {
     bulk.unregister(&node, &connection);
 }
 
-async fn serve_client(
-    bulk: &Bulk,
-    key: [u8; 32],
-    connection: Connection,
-    mut standing: Standing,
-) {
+async fn serve_client(bulk: &Bulk, key: [u8; 32], connection: Connection, mut standing: Standing) {
     let commons = &bulk.commons;
     let remote = connection.remote_address();
     let probation = tokio::time::sleep(CLIENT_UNKNOWN_LIFETIME);
@@ -452,9 +455,8 @@ async fn keep(bulk: Arc<Bulk>, node: NodeId, mut targets: watch::Receiver<BTreeS
     let mut changes = bulk.changes.subscribe();
     let mut backoff = Backoff::new(Instant::now());
     if bulk.commons.ourselves > node {
-        let lives = async {
-            while bulk.live(&node).is_empty() && changes.changed().await.is_ok() {}
-        };
+        let lives =
+            async { while bulk.live(&node).is_empty() && changes.changed().await.is_ok() {} };
         timeout(BULK_DIAL_GRACE, lives).await.ok();
     }
     loop {

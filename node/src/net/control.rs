@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -84,7 +84,6 @@ pub(super) struct Advertised {
     pub(super) advertise: bool,
     pub(super) control_external: Vec<Multiaddr>,
     pub(super) bulk_external: Vec<String>,
-    pub(super) disable_udp: bool,
 }
 
 /// A connected member.
@@ -164,9 +163,20 @@ pub(super) async fn start(
             swarm.add_external_address(address.clone());
         }
     }
-    let bulk_listen = (!options.disable_udp).then_some(options.bulk_listen);
+    // Without UDP between members, this machine's own command line is still served on loopback.
+    let bulk_listen = if options.disable_udp {
+        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), options.bulk_listen.port())
+    } else {
+        options.bulk_listen
+    };
     let secret = zeroize::Zeroizing::new(options.key.to_bytes());
-    let bulk = Bulk::start(Arc::clone(&commons), &secret, bulk_listen, options.gso)?;
+    let bulk = Bulk::start(
+        Arc::clone(&commons),
+        &secret,
+        Some(bulk_listen),
+        !options.disable_udp,
+        options.gso,
+    )?;
 
     let now = Instant::now();
     let peer = *swarm.local_peer_id();
@@ -196,7 +206,6 @@ pub(super) async fn start(
             advertise: options.advertise,
             control_external: options.control_external,
             bulk_external: options.bulk_external,
-            disable_udp: options.disable_udp,
         },
         peers: BTreeMap::new(),
         outbound: HashMap::new(),
@@ -223,9 +232,8 @@ async fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Multiaddr]) -> Result
     };
     let mut waiting = BTreeMap::new();
     for address in addresses {
-        let listener = swarm
-            .listen_on(address.clone())
-            .map_err(|error| failed(address, error.to_string()))?;
+        let listener =
+            swarm.listen_on(address.clone()).map_err(|error| failed(address, error.to_string()))?;
         waiting.insert(listener.to_string(), address);
     }
     let reported = timeout(LISTEN_TIMEOUT, async {
@@ -679,10 +687,7 @@ impl Path {
 }
 
 /// Answers a command whose peer is not connected.
-pub(super) fn not_connected<T>(
-    peer: &PeerId,
-    reply: oneshot::Sender<Result<T, NetError>>,
-) {
+pub(super) fn not_connected<T>(peer: &PeerId, reply: oneshot::Sender<Result<T, NetError>>) {
     let error = match node_of(peer) {
         Some(node) => NetError::NotConnected(node),
         None => NetError::Connection("not an Ed25519 identity".to_owned()),

@@ -69,7 +69,7 @@ counters! {
 
 /// One monotonic counter.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub(super) struct Counter(AtomicU64);
 
 impl Counter {
     pub(super) fn add(&self) {
@@ -77,8 +77,7 @@ impl Counter {
     }
 
     /// The count so far.
-    #[must_use]
-    pub fn value(&self) -> u64 {
+    fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

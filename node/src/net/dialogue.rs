@@ -12,15 +12,15 @@ use libp2p::{
     Multiaddr, PeerId,
     request_response::{self, OutboundFailure, ResponseChannel},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     NetError, NetEvent, ReachKind, ReachResult, Reply,
     control::{Control, not_connected},
     gate::ip_of,
     limits::{
-        ADDRESSES_PER_PEER_MAX, META_PEERS_MAX, PROBE_TARGETS_MAX, REQUESTS_IN_FLIGHT_MAX,
-        REQUESTS_PENDING_PER_PEER_MAX,
+        ADDRESSES_PER_PEER_MAX, META_PEERS_MAX, PROBE_TARGETS_MAX, REQUEST_TIMEOUT,
+        REQUESTS_IN_FLIGHT_MAX, REQUESTS_PENDING_PER_PEER_MAX,
     },
     reach::target_of,
     tap::{Direction, Plane},
@@ -171,9 +171,8 @@ impl Control {
     }
 
     fn on_response(&mut self, outbound: Outbound, mut bytes: Vec<u8>) {
-        let (Outbound::Application(peer, _)
-        | Outbound::Probe(peer, _)
-        | Outbound::Notice(peer)) = &outbound;
+        let (Outbound::Application(peer, _) | Outbound::Probe(peer, _) | Outbound::Notice(peer)) =
+            &outbound;
         if let Some(known) = self.peers.get(peer) {
             let key = Some(*known.node.as_bytes());
             self.commons.taps.message(Direction::In, key, Plane::Reply, &bytes);
@@ -221,14 +220,15 @@ impl Control {
                 if self.offer(event, 0) {
                     self.commons.counters.requests_received.add();
                     self.answer_later(peer, channel, async move {
-                        match answer.await {
-                            Ok(answer) => {
+                        // The asker gives up at the same time; our books must not wait longer.
+                        match timeout(REQUEST_TIMEOUT, answer).await {
+                            Ok(Ok(answer)) => {
                                 let mut bytes = Vec::with_capacity(answer.len() + 1);
                                 bytes.push(status::OK);
                                 bytes.extend_from_slice(&answer);
                                 bytes
                             }
-                            Err(_) => vec![status::UNANSWERED],
+                            Ok(Err(_)) | Err(_) => vec![status::UNANSWERED],
                         }
                     });
                 } else {
@@ -345,7 +345,7 @@ impl Control {
         }
         let control = self.own_control().iter().map(ToString::to_string).collect();
         let (mut bulk, mut bulk_port) = (self.options.bulk_external.clone(), None);
-        if let (true, Some(local)) = (bulk.is_empty(), self.bulk.local_address()) {
+        if let (true, Some(local)) = (bulk.is_empty(), self.bulk.member_address()) {
             bulk_port = Some(local.port());
             if !local.ip().is_unspecified() {
                 bulk.push(local.to_string());
@@ -390,7 +390,7 @@ impl Control {
                 targets.insert((*kind, SocketAddr::new(*ip, address.port())));
             }
         }
-        if let Some(local) = self.bulk.local_address() {
+        if let Some(local) = self.bulk.member_address() {
             if local.ip().is_unspecified() {
                 for ip in &ips {
                     targets.insert((ReachKind::Bulk, SocketAddr::new(*ip, local.port())));

@@ -11,7 +11,7 @@ use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::{
     PeerId,
     core::{
-        ConnectedPoint, Endpoint, StreamMuxer as _,
+        ConnectedPoint, Endpoint,
         muxing::{StreamMuxerBox, StreamMuxerExt as _},
     },
 };
@@ -114,10 +114,7 @@ impl Gatekeeper {
         if node == self.ourselves {
             return Err(HelloError::Refused("this is our own address".to_owned()));
         }
-        let opens = matches!(
-            point,
-            ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. }
-        );
+        let opens = matches!(point, ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. });
         let mut stream = if opens {
             poll_fn(|cx| {
                 if let Poll::Ready(Err(error)) = muxer.poll_unpin(cx) {

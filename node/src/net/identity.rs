@@ -39,7 +39,7 @@ pub(super) fn node_of(peer: &PeerId) -> Option<NodeId> {
 }
 
 /// The libp2p name of `node`, or `None` if its bytes are no curve point.
-pub(super) fn peer_of(node: &NodeId) -> Option<PeerId> {
+pub fn peer_of(node: &NodeId) -> Option<PeerId> {
     let key = ed25519::PublicKey::try_from_bytes(node.as_bytes()).ok()?;
     Some(PublicKey::from(key).to_peer_id())
 }

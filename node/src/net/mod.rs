@@ -44,6 +44,7 @@ pub use self::{
     counters::Counters,
     error::NetError,
     handle::{ControlPath, ControlTransport, ListenAddresses, NetHandle, PeerStatus, ReachReport},
+    identity::peer_of,
     stream::{BulkReader, BulkStream, BulkWriter, Via},
     tap::{Direction, Plane, Tap, TapFrame},
     tls::{ALPN_BULK, ALPN_CLIENT, ALPN_PROBE},
@@ -56,8 +57,8 @@ pub struct NetOptions {
     pub key: SigningKey,
     /// Digest of the genesis charter; nodes of another federation are refused.
     pub federation: [u8; 32],
-    /// Where the control plane listens, e.g. `/ip4/0.0.0.0/tcp/4701` and
-    /// `/ip4/0.0.0.0/udp/4701/quic-v1`. May be empty: the node then only dials out.
+    /// Where the control plane listens, e.g. `/ip4/0.0.0.0/tcp/7700` and
+    /// `/ip4/0.0.0.0/udp/7700/quic-v1`. May be empty: the node then only dials out.
     pub control_listen: Vec<Multiaddr>,
     /// Where the bulk plane listens (UDP).
     pub bulk_listen: SocketAddr,
@@ -69,7 +70,8 @@ pub struct NetOptions {
     pub bootstrap: Vec<Multiaddr>,
     /// Whether to tell others any address at all; a node that nobody can reach says no.
     pub advertise: bool,
-    /// Use TCP alone: no QUIC on the control plane, no bulk plane, and so no clients.
+    /// Use TCP alone between members: no QUIC on the control plane, no bulk plane. Clients are then
+    /// served on the loopback interface only.
     pub disable_udp: bool,
     /// Whether to use UDP segmentation offload on the bulk plane; some networks drop its packets.
     pub gso: bool,

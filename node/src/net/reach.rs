@@ -68,12 +68,7 @@ impl Prober {
     }
 
     /// One dial-back from fresh sockets, so that no existing mapping in a firewall helps it.
-    async fn dial(
-        &self,
-        node: NodeId,
-        kind: ReachKind,
-        address: SocketAddr,
-    ) -> Result<(), String> {
+    async fn dial(&self, node: NodeId, kind: ReachKind, address: SocketAddr) -> Result<(), String> {
         if self.disable_udp && kind != ReachKind::ControlTcp {
             return Err("the testing node itself has no UDP".to_owned());
         }

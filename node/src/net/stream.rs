@@ -103,8 +103,13 @@ impl BulkStream {
     }
 
     fn join(read: ReadIo, write: WriteIo, via: Via, tap: Option<StreamTap>, slot: Slot) -> Self {
-        let reader =
-            BulkReader { io: read, partial: Vec::new(), tap: tap.clone(), via, _slot: slot.clone() };
+        let reader = BulkReader {
+            io: read,
+            partial: Vec::new(),
+            tap: tap.clone(),
+            via,
+            _slot: slot.clone(),
+        };
         let writer = BulkWriter { io: write, tap, via, _slot: slot };
         Self { reader, writer }
     }

@@ -42,8 +42,7 @@ pub(super) fn refuse_key_log() -> Result<(), NetError> {
 pub(super) fn server(keypair: &Keypair, gso: bool) -> Result<quinn::ServerConfig, NetError> {
     let mut tls = libp2p_tls::make_server_config(keypair)
         .map_err(|error| NetError::Identity(error.to_string()))?;
-    tls.alpn_protocols =
-        [ALPN_BULK, ALPN_CLIENT, ALPN_PROBE].map(<[u8]>::to_vec).to_vec();
+    tls.alpn_protocols = [ALPN_BULK, ALPN_CLIENT, ALPN_PROBE].map(<[u8]>::to_vec).to_vec();
     tls.key_log = Arc::new(NoKeyLog);
     // Every connection proves its key anew; a resumed one would rest on an older proof.
     tls.send_tls13_tickets = 0;

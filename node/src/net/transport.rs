@@ -10,7 +10,8 @@ use libp2p::{
         transport::{Boxed, OptionalTransport},
         upgrade::Version,
     },
-    dns, identity::Keypair,
+    dns,
+    identity::Keypair,
     noise, quic, tcp, yamux,
 };
 

@@ -4,8 +4,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::limits::{
-    ADDRESS_BYTES_MAX, ADDRESSES_PER_PEER_MAX, META_PEERS_MAX, PROBE_TARGETS_MAX,
-    REASON_BYTES_MAX,
+    ADDRESS_BYTES_MAX, ADDRESSES_PER_PEER_MAX, META_PEERS_MAX, PROBE_TARGETS_MAX, REASON_BYTES_MAX,
 };
 
 /// First byte of a request.
@@ -192,7 +191,8 @@ mod tests {
         assert_eq!(bytes[0], kind::META);
         assert_eq!(Meta::decode(&bytes[1..]), Some(meta));
 
-        let many = Meta { bulk: vec![String::new(); ADDRESSES_PER_PEER_MAX + 1], ..Meta::default() };
+        let many =
+            Meta { bulk: vec![String::new(); ADDRESSES_PER_PEER_MAX + 1], ..Meta::default() };
         assert_eq!(Meta::decode(&many.encode(kind::META)[1..]), None);
         assert_eq!(Meta::decode(b"\xff"), None);
     }
@@ -204,11 +204,8 @@ mod tests {
             ReachOutcome::NotTried,
             ReachOutcome::Failed("no route".to_owned()),
         ] {
-            let result = ReachResult {
-                kind: ReachKind::Bulk,
-                address: "192.0.2.1:2".to_owned(),
-                outcome,
-            };
+            let result =
+                ReachResult { kind: ReachKind::Bulk, address: "192.0.2.1:2".to_owned(), outcome };
             let reached = Reached { results: vec![result] };
             assert_eq!(Reached::decode(&reached.encode(status::OK)[1..]), Some(reached));
         }

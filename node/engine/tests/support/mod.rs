@@ -23,8 +23,24 @@ pub(crate) fn safetensors(path: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(fixture(path), &Device::Cpu).unwrap()
 }
 
+/// Makes this process compute with one thread unless it was told otherwise. Test threads run side by
+/// side already, and candle's threads wait for each other in a loop: with more of them than processors,
+/// everything takes thirty times as long.
+#[allow(unsafe_code)]
+pub(crate) fn few_threads() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        if std::env::var_os(allmend_engine::THREADS_ENV).is_none() {
+            // SAFETY: the standard library serialises its own accesses to the environment, and nothing
+            // in these tests reads it from C.
+            unsafe { std::env::set_var(allmend_engine::THREADS_ENV, "1") }
+        }
+    });
+}
+
 /// A file holding `bytes`, and the directory that keeps it alive.
 pub(crate) fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    few_threads();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, bytes).unwrap();

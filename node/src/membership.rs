@@ -64,8 +64,7 @@ pub fn now() -> Timestamp {
 /// # Errors
 /// When there is none or it does not verify.
 pub fn read_charter(path: &Path) -> anyhow::Result<Verified<Charter>> {
-    let bytes = std::fs::read(path)
-        .with_context(|| format!("no charter at {}", path.display()))?;
+    let bytes = std::fs::read(path).with_context(|| format!("no charter at {}", path.display()))?;
     verify_charter(&bytes).with_context(|| format!("the charter at {}", path.display()))
 }
 
@@ -128,11 +127,7 @@ impl Membership {
             versions,
             own,
             certs_dir: certs_dir.to_owned(),
-            state: RwLock::new(State {
-                roster,
-                peer_versions: BTreeMap::new(),
-                fresh: Vec::new(),
-            }),
+            state: RwLock::new(State { roster, peer_versions: BTreeMap::new(), fresh: Vec::new() }),
         }))
     }
 
@@ -359,4 +354,3 @@ impl Members for Membership {
         }
     }
 }
-

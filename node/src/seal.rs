@@ -111,8 +111,7 @@ impl ContentKey {
     /// # Errors
     /// [`SealError::DoesNotOpen`].
     pub fn unwrap(wrap: &KeyWrap, secret: &SealingSecret) -> Result<ContentKey, SealError> {
-        let plain =
-            hpke_open(secret, WRAP_INFO, &wrap.enc, &wrap.sealed, wrap.node.as_bytes())?;
+        let plain = hpke_open(secret, WRAP_INFO, &wrap.enc, &wrap.sealed, wrap.node.as_bytes())?;
         let key = <[u8; 32]>::try_from(plain.as_slice()).map_err(|_| SealError::DoesNotOpen)?;
         Ok(ContentKey(Zeroizing::new(key)))
     }
@@ -121,7 +120,7 @@ impl ContentKey {
         let mut hasher = Sha256::new();
         hasher.update(b"allmend-content-v1 ");
         hasher.update(purpose);
-        hasher.update(&*self.0);
+        hasher.update(*self.0);
         let key = Zeroizing::new(<[u8; 32]>::from(hasher.finalize()));
         ChaCha20Poly1305::new(&Key::from(*key))
     }
@@ -242,8 +241,7 @@ mod tests {
     fn results_are_bound_to_their_job() {
         let researcher = Identity::generate().unwrap();
         let job = MessageId::from_bytes([7; 32]);
-        let result =
-            SealedResult::seal(&researcher.sealing().public(), job, b"an answer").unwrap();
+        let result = SealedResult::seal(&researcher.sealing().public(), job, b"an answer").unwrap();
         assert_eq!(&*result.open(job, researcher.sealing()).unwrap(), b"an answer");
         let other = MessageId::from_bytes([8; 32]);
         assert!(result.open(other, researcher.sealing()).is_err());

@@ -111,12 +111,8 @@ impl Spool {
         key: &ContentKey,
     ) -> Result<(OutputFile, Vec<OutputToken>), SpoolError> {
         let path = self.job_dir(job).join("output");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)?;
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
         let mut bytes = Vec::new();
         (&mut file).take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
         let mut tokens = Vec::new();

@@ -249,7 +249,7 @@ impl Ledger {
     fn enter_settlement(&mut self, settlement: Verified<Settlement>) {
         let Some(account) = self.accounts.get_mut(&settlement.grant) else { return };
         if self.open.remove(&settlement.grant) {
-            self.escrow -= u128::from(account.grant.cap.as_micro());
+            self.escrow = self.escrow.saturating_sub(u128::from(account.grant.cap.as_micro()));
         }
         account.settlement = Some(settlement);
     }

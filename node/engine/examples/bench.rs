@@ -5,7 +5,7 @@
 //! ```
 //! Per run: a prompt of 512 tokens, then 128 greedy tokens. Rates are medians over the runs.
 //! Loading in milliseconds, time to first token in milliseconds, rates in tokens per second, memory
-//! in MiB.
+//! in MiB. Processor time (`…_cpu_…`, over all threads) tells a busy machine from a slow engine.
 
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -30,10 +30,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let load_ms = begun.elapsed().as_secs_f64() * 1e3;
     let prompt = prompt_of(&engine, PROMPT_TOKENS)?;
     let (mut first, mut decode) = (Vec::new(), Vec::new());
+    let (mut first_cpu, mut decode_cpu) = (Vec::new(), Vec::new());
     for _ in 0..runs.max(1) {
-        let (first_s, decode_rate) = measure(&mut engine, &prompt)?;
-        first.push(first_s);
-        decode.push(decode_rate);
+        let run = measure(&mut engine, &prompt)?;
+        first.push(run.first_s);
+        decode.push(run.decode_rate);
+        first_cpu.push(run.first_cpu_s);
+        decode_cpu.push(run.decode_cpu_s);
     }
     let first_s = median(&mut first);
     println!(
@@ -47,6 +50,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "first_token_ms": first_s * 1e3,
             "prefill_tokens_per_s": PROMPT_TOKENS as f64 / first_s,
             "decode_tokens_per_s": median(&mut decode),
+            "first_token_cpu_ms": median(&mut first_cpu) * 1e3,
+            "decode_cpu_ms_per_token": median(&mut decode_cpu) * 1e3,
             "planned_mib": engine.info().memory_mib(PROMPT_TOKENS as u32 + ANSWER_TOKENS),
             "peak_mib": peak_mib(),
         })
@@ -54,8 +59,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Seconds to the first token, and tokens per second after it.
-fn measure(engine: &mut Engine, prompt: &str) -> Result<(f64, f64), EngineError> {
+/// One run: seconds to the first token, tokens per second after it, and processor seconds of both, the
+/// latter per token.
+struct Run {
+    first_s: f64,
+    first_cpu_s: f64,
+    decode_rate: f64,
+    decode_cpu_s: f64,
+}
+
+fn measure(engine: &mut Engine, prompt: &str) -> Result<Run, EngineError> {
     let request = Request {
         input: Input::Prompt(prompt.to_owned()),
         max_tokens: ANSWER_TOKENS,
@@ -64,17 +77,34 @@ fn measure(engine: &mut Engine, prompt: &str) -> Result<(f64, f64), EngineError>
         forced: Vec::new(),
         clock: 0,
     };
-    let begun = Instant::now();
+    let (begun, cpu_begun) = (Instant::now(), cpu_s());
     let mut times = Vec::new();
     engine.generate(&request, &mut |event| {
         if let Event::Token(_) = event {
-            times.push(begun.elapsed().as_secs_f64());
+            times.push((begun.elapsed().as_secs_f64(), cpu_s() - cpu_begun));
         }
         ControlFlow::Continue(())
     })?;
-    let (first, last) = (times.first().copied(), times.last().copied());
-    let (first, last) = (first.unwrap_or(f64::NAN), last.unwrap_or(f64::NAN));
-    Ok((first, (times.len() as f64 - 1.0) / (last - first)))
+    let nothing = (f64::NAN, f64::NAN);
+    let (first_s, first_cpu_s) = times.first().copied().unwrap_or(nothing);
+    let (last_s, last_cpu_s) = times.last().copied().unwrap_or(nothing);
+    let decoded = times.len() as f64 - 1.0;
+    let decode_rate = decoded / (last_s - first_s);
+    Ok(Run {
+        first_s,
+        first_cpu_s,
+        decode_rate,
+        decode_cpu_s: (last_cpu_s - first_cpu_s) / decoded,
+    })
+}
+
+/// Processor seconds of this process so far, in steps of a hundredth, where the operating system says.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Fields 14 and 15, counted after the name in parentheses, which may itself hold blanks.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let ticks: Vec<f64> = fields.filter_map(|field| field.parse().ok()).collect();
+    if ticks.len() == 2 { ticks.iter().sum::<f64>() / 100.0 } else { f64::NAN }
 }
 
 /// Prose of exactly the wanted number of tokens.

@@ -11,7 +11,10 @@ use crate::config::{Overrides, load};
 use crate::device::{Check, Status, Subject, examine};
 use crate::ui::ExitClass;
 
-pub(super) async fn run(context: &Context<'_>, options: &DoctorOptions) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    context: &Context<'_>,
+    options: &DoctorOptions,
+) -> anyhow::Result<ExitCode> {
     let extra = if options.offline { Vec::new() } else { reach(context).await };
     let loaded = load(&context.layout.config_file(), std::env::vars_os(), &Overrides::default());
     let report = examine(Subject {

@@ -199,7 +199,9 @@ impl Followed {
                     failure = failure.cause(format!("{node}: {verdict}"));
                 }
                 let hint = match phase {
-                    Phase::Refused => "where it may run is yours to widen: --at, --jurisdiction".to_owned(),
+                    Phase::Refused => {
+                        "where it may run is yours to widen: --at, --jurisdiction".to_owned()
+                    }
                     _ => format!("see what happened: allmend show {}", job.short()),
                 };
                 Some(failure.hint(hint))

@@ -31,33 +31,49 @@ const INVITATION_TEXT_MAX: usize = 64 * 1024;
 pub(super) fn init(context: &Context<'_>, options: &InitOptions) -> anyhow::Result<ExitCode> {
     let layout = &context.layout;
     if layout.charter().exists() {
-        return Err(Advice::new(ExitClass::Conflict, "this directory belongs to a federation already")
-            .hint("choose another with --dir, or see `allmend status`")
-            .into());
+        return Err(Advice::new(
+            ExitClass::Conflict,
+            "this directory belongs to a federation already",
+        )
+        .hint("choose another with --dir, or see `allmend status`")
+        .into());
     }
     layout.create()?;
     let institution = Identity::load_or_create(&layout.institution_key())?;
     let node = Identity::load_or_create(&layout.node_key())?;
-    write_config(context, options.institution.as_deref(), options.name.as_deref(), options.jurisdiction, &options.set)?;
+    write_config(
+        context,
+        options.institution.as_deref(),
+        options.name.as_deref(),
+        options.jurisdiction,
+        &options.set,
+    )?;
     let config = context.config(&[])?;
     let charter = match (&options.found, &options.charter) {
         (Some(name), _) => Some(found(context, options, name, &institution)?),
         (None, Some(path)) => {
             let bytes = std::fs::read(path)
                 .with_context(|| format!("cannot read the charter {}", path.display()))?;
-            Some(verify_charter(&bytes).with_context(|| format!("the charter {}", path.display()))?)
+            Some(
+                verify_charter(&bytes)
+                    .with_context(|| format!("the charter {}", path.display()))?,
+            )
         }
         (None, None) => None,
     };
     if let Some(charter) = &charter {
-        let Some(member) = charter.institutions.iter().find(|m| m.key == institution.public().into())
+        let Some(member) =
+            charter.institutions.iter().find(|m| m.key == institution.public().into())
         else {
-            return Err(Advice::new(ExitClass::Refused, "the charter does not list this institution")
-                .hint(format!(
-                    "its founder lists it with --member {},CC,NAME; or ask for an invitation",
-                    institution.public()
-                ))
-                .into());
+            return Err(Advice::new(
+                ExitClass::Refused,
+                "the charter does not list this institution",
+            )
+            .hint(format!(
+                "its founder lists it with --member {},CC,NAME; or ask for an invitation",
+                institution.public()
+            ))
+            .into());
         };
         let jurisdiction = config.jurisdiction.unwrap_or(member.jurisdiction);
         enter(context, charter, &[], &institution, &node, &config.name, jurisdiction)?;
@@ -79,11 +95,15 @@ pub(super) fn init(context: &Context<'_>, options: &InitOptions) -> anyhow::Resu
                 terminal.line(format!("federation   {} ({})", charter.name, charter.id()))?;
                 terminal.line(format!("charter      {}", layout.charter().display()))?;
                 terminal.line("")?;
-                terminal.line("next: allmend models pull smollm2-135m, allmend doctor, allmend node run")
+                terminal.line(
+                    "next: allmend models pull smollm2-135m, allmend doctor, allmend node run",
+                )
             }
             None => {
                 terminal.line("")?;
-                terminal.line("next: give the institution key to a founder, or ask for an invitation:")?;
+                terminal.line(
+                    "next: give the institution key to a founder, or ask for an invitation:",
+                )?;
                 terminal.line("      allmend init --charter FILE, or allmend join INVITE")
             }
         }
@@ -103,8 +123,11 @@ fn found(
             .hint("add --jurisdiction CC, e.g. --jurisdiction CH")
             .into());
     };
-    let own_name =
-        if config.institution.is_empty() { config.name.clone() } else { config.institution.clone() };
+    let own_name = if config.institution.is_empty() {
+        config.name.clone()
+    } else {
+        config.institution.clone()
+    };
     let mut institutions =
         vec![Member { key: institution.public().into(), name: own_name, jurisdiction }];
     for text in &options.members {
@@ -126,19 +149,22 @@ fn found(
         skew_ms: SKEW_DEFAULT,
         timing: Timing::default(),
     };
-    Verified::sign(institution.signing(), charter).context("the charter does not keep its own rules")
+    Verified::sign(institution.signing(), charter)
+        .context("the charter does not keep its own rules")
 }
 
 fn parse_member(text: &str) -> anyhow::Result<Member> {
     let mut parts = text.splitn(3, ',');
     let (Some(key), Some(jurisdiction), Some(name)) = (parts.next(), parts.next(), parts.next())
     else {
-        return Err(Advice::new(ExitClass::Usage, format!("--member {text:?} is not KEY,CC,NAME")).into());
+        return Err(
+            Advice::new(ExitClass::Usage, format!("--member {text:?} is not KEY,CC,NAME")).into()
+        );
     };
     let usage = |what: String| Advice::new(ExitClass::Usage, format!("--member {text:?}: {what}"));
     Ok(Member {
         key: key.parse().map_err(|error| usage(format!("{error}")))?,
-        jurisdiction: jurisdiction.parse().map_err(|error| usage(format!("{error}")))?,
+        jurisdiction: jurisdiction.parse().map_err(|error: &str| usage(error.to_owned()))?,
         name: name.to_owned(),
     })
 }
@@ -223,7 +249,8 @@ fn write_config(
         return Ok(());
     }
     let text = annotated(&chosen);
-    write_private(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    write_private(&path, text.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 pub(super) async fn invite(
@@ -254,22 +281,25 @@ pub(super) async fn invite(
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn join(
-    context: &Context<'_>,
-    options: JoinOptions,
-) -> anyhow::Result<ExitCode> {
+pub(super) async fn join(context: &Context<'_>, options: JoinOptions) -> anyhow::Result<ExitCode> {
     let invitation = read_invitation(&options.invitation)?;
     let layout = &context.layout;
     let researcher = invitation.role == Role::Researcher;
     if !researcher && layout.charter().exists() {
-        return Err(Advice::new(ExitClass::Conflict, "this directory belongs to a federation already")
-            .hint("choose another with --dir")
-            .into());
+        return Err(Advice::new(
+            ExitClass::Conflict,
+            "this directory belongs to a federation already",
+        )
+        .hint("choose another with --dir")
+        .into());
     }
     if researcher && layout.home_file().exists() {
-        return Err(Advice::new(ExitClass::Conflict, "a researcher has joined in this directory already")
-            .hint("choose another with --dir")
-            .into());
+        return Err(Advice::new(
+            ExitClass::Conflict,
+            "a researcher has joined in this directory already",
+        )
+        .hint("choose another with --dir")
+        .into());
     }
     let Some(name) = options.name.clone() else {
         let what = if researcher { "your name" } else { "the institution's or node's name" };
@@ -329,7 +359,9 @@ pub(super) async fn join(
             let mut certificates = certificates;
             certificates.push(own.clone());
             match &node {
-                Some(node) => enter(context, &charter, &certificates, &key, node, &config.name, jurisdiction)?,
+                Some(node) => {
+                    enter(context, &charter, &certificates, &key, node, &config.name, jurisdiction)?
+                }
                 None => {
                     for certificate in &certificates {
                         write_certificate(context, certificate)?;
@@ -344,7 +376,11 @@ pub(super) async fn join(
         "charter": charter.id(), "dir": layout.root(),
     });
     context.terminal.answer(&shown, |terminal, _| {
-        terminal.line(format!("joined       {} ({})", charter.name, invitation.federation.short()))?;
+        terminal.line(format!(
+            "joined       {} ({})",
+            charter.name,
+            invitation.federation.short()
+        ))?;
         terminal.line(format!("your key     {}", key.public()))?;
         terminal.line(format!("directory    {}", layout.root().display()))?;
         terminal.line("")?;
@@ -372,7 +408,8 @@ fn read_invitation(text: &str) -> anyhow::Result<Verified<Invitation>> {
     let bytes = data_encoding::BASE64URL_NOPAD
         .decode(encoded.as_bytes())
         .map_err(|_| wrong("it is cut off or mistyped"))?;
-    let signed = Signed::<Invitation>::from_bytes(&bytes).map_err(|error| wrong(&error.to_string()))?;
+    let signed =
+        Signed::<Invitation>::from_bytes(&bytes).map_err(|error| wrong(&error.to_string()))?;
     let federation = signed.unverified().federation;
     let invitation = signed.verify(&federation).map_err(|error| wrong(&error.to_string()))?;
     if now() >= invitation.expires {
@@ -394,7 +431,10 @@ fn check_joined(
     key: PublicKey,
 ) -> anyhow::Result<(Verified<Charter>, Vec<AnyMessage>, AnyMessage)> {
     let charter = verify_charter(&joined.charter.0).context("the charter in the answer")?;
-    ensure!(charter.id() == invitation.charter, "the charter in the answer is not the invitation's");
+    ensure!(
+        charter.id() == invitation.charter,
+        "the charter in the answer is not the invitation's"
+    );
     ensure!(
         invitation.federation == charter.id().into(),
         "the invitation is of another federation than its charter"

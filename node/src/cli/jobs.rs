@@ -95,7 +95,9 @@ async fn find(caller: &Caller, reference: &str) -> anyhow::Result<MessageId> {
         .collect();
     match found.as_slice() {
         [one] => one.parse().context("the node names no job id"),
-        [] => Err(Advice::new(ExitClass::NotFound, format!("no job {reference}")).hint(hint).into()),
+        [] => {
+            Err(Advice::new(ExitClass::NotFound, format!("no job {reference}")).hint(hint).into())
+        }
         _ => Err(Advice::new(ExitClass::Conflict, format!("several jobs begin with {reference}"))
             .hint("give more digits")
             .into()),
@@ -132,10 +134,19 @@ fn print_job(terminal: &Terminal, job: &Value) -> io::Result<()> {
     }
     let placement = &spec["placement"];
     let names = |key: &str| -> Vec<&str> {
-        items(placement, key).iter().filter_map(Value::as_str).map(|name| if name.len() > 16 { ui::short_id(name) } else { name }).collect()
+        items(placement, key)
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|name| if name.len() > 16 { ui::short_id(name) } else { name })
+            .collect()
     };
     let mut may: Vec<String> = Vec::new();
-    for (key, words) in [("jurisdictions", "in"), ("at", "at"), ("not_jurisdictions", "not in"), ("not_at", "not at")] {
+    for (key, words) in [
+        ("jurisdictions", "in"),
+        ("at", "at"),
+        ("not_jurisdictions", "not in"),
+        ("not_at", "not at"),
+    ] {
         let list = names(key);
         if !list.is_empty() {
             may.push(format!("{words} {}", list.join(", ")));
@@ -179,7 +190,12 @@ fn print_job(terminal: &Terminal, job: &Value) -> io::Result<()> {
         terminal.table(&table)?;
     }
     for message in items(job, "signed") {
-        terminal.line(format!("{} {} {}", text(message, "kind"), text(message, "id"), text(message, "envelope")))?;
+        terminal.line(format!(
+            "{} {} {}",
+            text(message, "kind"),
+            text(message, "id"),
+            text(message, "envelope")
+        ))?;
     }
     Ok(())
 }
@@ -198,7 +214,8 @@ pub(super) async fn logs(context: &Context<'_>, reference: &str) -> anyhow::Resu
             .column("LOGGED", Align::Left)
             .squeezable("");
         for row in rows.as_array().into_iter().flatten() {
-            let time = row["time"].as_u64().map_or(String::new(), |ms| Timestamp::from_ms(ms).to_string());
+            let time =
+                row["time"].as_u64().map_or(String::new(), |ms| Timestamp::from_ms(ms).to_string());
             let logged = if row["leaf"].is_null() { "private" } else { "public" };
             table.row([
                 time,

@@ -50,17 +50,26 @@ fn print_status(terminal: &Terminal, status: &Value) -> io::Result<()> {
     }
     let leases = list(status, "leases").len();
     line("slots", format!("{leases} of {} in use", number(status, "slots_total")))?;
-    line("jobs", format!("{} open of {} known", number(status, "jobs_open"), number(status, "jobs_known")))?;
+    line(
+        "jobs",
+        format!("{} open of {} known", number(status, "jobs_open"), number(status, "jobs_known")),
+    )?;
     line("models", list(status, "models").len().to_string())?;
     let expires = Timestamp::from_ms(number(status, "certificate_expires"));
     line("certificate", format!("valid until {expires}"))?;
     let peers = list(status, "peers");
     line("peers", peers.len().to_string())?;
     for peer in peers {
-        let control: Vec<&str> = list(peer, "control").iter().map(|path| text(path, "transport")).collect();
+        let control: Vec<&str> =
+            list(peer, "control").iter().map(|path| text(path, "transport")).collect();
         let bulk = if list(peer, "bulk").is_empty() { "over control" } else { "quic" };
-        let rtt = peer["rtt_us"].as_u64().map_or(String::new(), |us| format!(", {:.1} ms", us as f64 / 1e3));
-        line("", format!("{}: control {}, bulk {bulk}{rtt}", text(peer, "name"), control.join("+")))?;
+        let rtt = peer["rtt_us"]
+            .as_u64()
+            .map_or(String::new(), |us| format!(", {:.1} ms", us as f64 / 1e3));
+        line(
+            "",
+            format!("{}: control {}, bulk {bulk}{rtt}", text(peer, "name"), control.join("+")),
+        )?;
     }
     Ok(())
 }
@@ -93,12 +102,24 @@ fn print_nodes(terminal: &Terminal, nodes: &Value) -> io::Result<()> {
         };
         let devices: Vec<String> = list(node, "devices")
             .iter()
-            .map(|device| format!("{} {}×, {}", text(device, "kind"), number(device, "cores"), ui::mib(number(device, "memory_mib"))))
+            .map(|device| {
+                format!(
+                    "{} {}×, {}",
+                    text(device, "kind"),
+                    number(device, "cores"),
+                    ui::mib(number(device, "memory_mib"))
+                )
+            })
             .collect();
-        let models: Vec<&str> = list(node, "models").iter().map(|model| ui::short_id(text(model, "digest"))).collect();
+        let models: Vec<&str> =
+            list(node, "models").iter().map(|model| ui::short_id(text(model, "digest"))).collect();
         let here = if node["this_node"].as_bool() == Some(true) { " *" } else { "" };
         let price = match node["rates"].as_object() {
-            Some(_) => format!("{}+{}", number(&node["rates"], "prompt"), number(&node["rates"], "completion")),
+            Some(_) => format!(
+                "{}+{}",
+                number(&node["rates"], "prompt"),
+                number(&node["rates"], "completion")
+            ),
             None => String::new(),
         };
         table.row([
@@ -106,16 +127,25 @@ fn print_nodes(terminal: &Terminal, nodes: &Value) -> io::Result<()> {
             ui::Cell::from(text(node, "institution_name")),
             ui::Cell::from(text(node, "jurisdiction")),
             state,
-            ui::Cell::from(fresh.map_or(String::new(), |_| format!("{}/{}", number(node, "slots_free"), number(node, "slots_total")))),
-            ui::Cell::from(fresh.map_or(String::new(), |_| ui::duration(DurationMs::from_ms(number(node, "queue_ms"))))),
+            ui::Cell::from(fresh.map_or(String::new(), |_| {
+                format!("{}/{}", number(node, "slots_free"), number(node, "slots_total"))
+            })),
+            ui::Cell::from(fresh.map_or(String::new(), |_| {
+                ui::duration(DurationMs::from_ms(number(node, "queue_ms")))
+            })),
             ui::Cell::from(devices.join("; ")),
             ui::Cell::from(models.join(" ")),
             ui::Cell::from(price),
-            ui::Cell::from(fresh.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", ui::duration(DurationMs::from_ms(ms))))),
+            ui::Cell::from(fresh.map_or_else(
+                || "never".to_owned(),
+                |ms| format!("{} ago", ui::duration(DurationMs::from_ms(ms))),
+            )),
         ]);
     }
     terminal.table(&table)?;
-    terminal.line("* this node; SLOTS are free/all; PRICE is micro-credits per 1,000 tokens read+written")
+    terminal.line(
+        "* this node; SLOTS are free/all; PRICE is micro-credits per 1,000 tokens read+written",
+    )
 }
 
 pub(super) async fn storage(context: &Context<'_>) -> anyhow::Result<ExitCode> {
@@ -203,8 +233,10 @@ fn print_members(terminal: &Terminal, members: &Value) -> io::Result<()> {
     }
     terminal.table(&table)?;
     terminal.line("")?;
-    let mut table =
-        Table::new().squeezable("RESEARCHER").column("KEY", Align::Left).column("SINCE", Align::Right);
+    let mut table = Table::new()
+        .squeezable("RESEARCHER")
+        .column("KEY", Align::Left)
+        .column("SINCE", Align::Right);
     for entry in list(members, "researchers") {
         table.row([
             text(entry, "name").to_owned(),

@@ -38,8 +38,10 @@ pub fn main() -> ExitCode {
     let terminal = Terminal::detect(args.json);
     match run(args, &terminal) {
         Ok(code) => code,
-        Err(error) => terminal
-            .fail(&Failure::from_error_with(&error, &[crate::ui::explainer::<crate::client::CallError>])),
+        Err(error) => terminal.fail(&Failure::from_error_with(
+            &error,
+            &[crate::ui::explainer::<crate::client::CallError>],
+        )),
     }
 }
 
@@ -53,10 +55,8 @@ fn run(args: Args, terminal: &Terminal) -> anyhow::Result<ExitCode> {
     if let Command::Node(NodeCommand::Run(options)) = command {
         return node::run(&context, options);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let code = runtime.block_on(async {
         match command {
             Command::Init(options) => found::init(&context, &options),

@@ -58,7 +58,11 @@ pub(super) async fn run(context: &Context<'_>, command: ModelsCommand) -> anyhow
             let store = store()?;
             let model = store.find(&model)?;
             let bytes = store.remove(&model.meta.digest, force)?;
-            context.terminal.note(format!("removed {}, {} freed", model.meta.name, ui::bytes(bytes)));
+            context.terminal.note(format!(
+                "removed {}, {} freed",
+                model.meta.name,
+                ui::bytes(bytes)
+            ));
             tell_node(context).await;
         }
     }
@@ -152,7 +156,11 @@ fn print_models(terminal: &Terminal, models: &Value) -> io::Result<()> {
         .column("USED", Align::Right);
     for model in models.as_array().into_iter().flatten() {
         let used = allmend_protocol::time::Timestamp::from_ms(number(model, "last_used"));
-        let used = if model["in_use"].as_bool() == Some(true) { "now".to_owned() } else { ui::ago(used, now()) };
+        let used = if model["in_use"].as_bool() == Some(true) {
+            "now".to_owned()
+        } else {
+            ui::ago(used, now())
+        };
         table.row([
             text(model, "name").to_owned(),
             ui::short_id(text(model, "digest")).to_owned(),
@@ -165,7 +173,8 @@ fn print_models(terminal: &Terminal, models: &Value) -> io::Result<()> {
     }
     if table.is_empty() {
         let names: Vec<&str> = CATALOGUE.iter().map(|entry| entry.name).collect();
-        return terminal.line(format!("no models yet; fetch one: allmend models pull {}", names.join(" or ")));
+        return terminal
+            .line(format!("no models yet; fetch one: allmend models pull {}", names.join(" or ")));
     }
     terminal.table(&table)
 }
@@ -175,7 +184,15 @@ fn print_model(terminal: &Terminal, model: &Value) -> io::Result<()> {
     line("name", terminal.paint(Style::Strong, text(model, "name")))?;
     line("digest", text(model, "digest").to_owned())?;
     line("size", ui::bytes(number(model, "bytes")))?;
-    line("kind", format!("{} {}, {} parameters", text(model, "architecture"), text(model, "quantisation"), ui::count(number(model, "parameters"))))?;
+    line(
+        "kind",
+        format!(
+            "{} {}, {} parameters",
+            text(model, "architecture"),
+            text(model, "quantisation"),
+            ui::count(number(model, "parameters"))
+        ),
+    )?;
     line("context", format!("{} tokens", number(model, "context_tokens")))?;
     line("licence", model["licence"].as_str().unwrap_or("not stated").to_owned())?;
     line("source", text(model, "source").to_owned())?;

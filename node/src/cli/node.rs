@@ -35,11 +35,8 @@ fn log_to_stderr(level: LogLevel, json: bool) {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr);
     // A second subscriber in one process (a test) is no reason not to run.
-    let _ = if json {
-        subscriber.json().try_init()
-    } else {
-        subscriber.with_target(false).try_init()
-    };
+    let _ =
+        if json { subscriber.json().try_init() } else { subscriber.with_target(false).try_init() };
 }
 
 pub(super) async fn control(

@@ -79,8 +79,9 @@ impl Caller {
     /// As [`Caller::ask`]; any other answer is [`CallError::Nonsense`].
     pub async fn document(&self, ask: &Ask) -> Result<serde_json::Value, CallError> {
         match self.ask(ask).await? {
-            Answer::Document { json } => serde_json::from_str(&json)
-                .map_err(|error| CallError::Nonsense(error.to_string())),
+            Answer::Document { json } => {
+                serde_json::from_str(&json).map_err(|error| CallError::Nonsense(error.to_string()))
+            }
             _ => Err(CallError::Nonsense("expected a document".to_owned())),
         }
     }

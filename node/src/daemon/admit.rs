@@ -86,9 +86,8 @@ impl Daemon {
             Err(error) => return Ok(Err(refuse("the invitation does not hold").because(error))),
         };
         let Some(key) = &self.local.institution_key else {
-            return Ok(Err(refuse("this node admits nobody").hint(
-                "ask for an invitation at the node that holds the institution's key",
-            )));
+            return Ok(Err(refuse("this node admits nobody")
+                .hint("ask for an invitation at the node that holds the institution's key")));
         };
         if PublicKey::from(invitation.signer) != key.public() || invitation.node != self.local.node
         {

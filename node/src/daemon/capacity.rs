@@ -14,7 +14,9 @@ use crate::config::{Config, Layout};
 use crate::device::Device;
 use crate::membership::now;
 use crate::models::Store;
-use crate::storage::{Caps, Eviction, ModelUse, SpoolUse, StorageState, Survey, plan, space, tree_bytes};
+use crate::storage::{
+    Caps, Eviction, ModelUse, SpoolUse, StorageState, Survey, plan, space, tree_bytes,
+};
 
 /// What was found when last looked.
 #[derive(Debug)]
@@ -115,7 +117,15 @@ impl Capacity {
         let memory_mib = self.memory_mib();
         let cpu = DeviceCapacity {
             kind: allmend_protocol::advert::DeviceKind::Cpu,
-            name: self.device.cpu.model.as_deref().unwrap_or(self.device.cpu.architecture).chars().take(100).collect(),
+            name: self
+                .device
+                .cpu
+                .model
+                .as_deref()
+                .unwrap_or(self.device.cpu.architecture)
+                .chars()
+                .take(100)
+                .collect(),
             memory_mib,
             cores: self.device.cpu.allowed,
         };
@@ -146,9 +156,12 @@ fn memory_mib(header: &crate::models::Header, context_tokens: u32) -> u64 {
 impl Daemon {
     /// Has idle workers load the model most likely asked for.
     pub(super) fn warm_models(&self) {
-        let newest = self.capacity.store.list().ok().and_then(|listing| {
-            listing.models.into_iter().max_by_key(|model| model.last_used)
-        });
+        let newest = self
+            .capacity
+            .store
+            .list()
+            .ok()
+            .and_then(|listing| listing.models.into_iter().max_by_key(|model| model.last_used));
         let Some(model) = newest else { return };
         for slot in 0..self.capacity.slots() {
             self.running.warm(slot, model.meta.digest, model.path.clone());
@@ -173,7 +186,10 @@ impl Daemon {
                     self.evict(eviction);
                 }
                 if let StorageState::LogFullSoon { left_bytes } = &decided.state {
-                    tracing::warn!(left_bytes, "the log is near its cap: raise storage.log_cap_mib");
+                    tracing::warn!(
+                        left_bytes,
+                        "the log is near its cap: raise storage.log_cap_mib"
+                    );
                 }
                 let full = match &decided.state {
                     StorageState::MustDrain { why } => Some(why.in_words().to_owned()),

@@ -133,7 +133,10 @@ impl Daemon {
         let seen = self.core.nodes(at);
         let mut rows = Vec::new();
         for cert in roster.nodes() {
-            let advert = seen.iter().find(|view| view.node == cert.node).and_then(|view| view.advert.as_ref());
+            let advert = seen
+                .iter()
+                .find(|view| view.node == cert.node)
+                .and_then(|view| view.advert.as_ref());
             rows.push(json!({
                 "node": cert.node,
                 "name": cert.name,

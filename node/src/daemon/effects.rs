@@ -109,7 +109,8 @@ impl Daemon {
             let input = match net.request(to, bundle.to_bytes()).await {
                 Ok(answer) if answer == [TAKEN] => Input::Delivered { to },
                 Ok(answer) => {
-                    let why = String::from_utf8_lossy(&answer[..answer.len().min(200)]).into_owned();
+                    let why =
+                        String::from_utf8_lossy(&answer[..answer.len().min(200)]).into_owned();
                     tracing::warn!(to = %to.short(), %kind, why, "message not taken");
                     Input::Undelivered { to, message: id }
                 }
@@ -245,12 +246,7 @@ impl Daemon {
     }
 
     /// Seals what there is of an answer to its researcher and removes input and output.
-    fn keep_result(
-        &self,
-        job: MessageId,
-        phase: Phase,
-        output: &JobOutput,
-    ) -> anyhow::Result<()> {
+    fn keep_result(&self, job: MessageId, phase: Phase, output: &JobOutput) -> anyhow::Result<()> {
         if self.spool.result(job)?.is_some() {
             return Ok(());
         }

@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use allmend_protocol::envelope::Envelope;
 use allmend_protocol::bundle::Bundle;
+use allmend_protocol::envelope::Envelope;
 use allmend_protocol::ids::{FederationId, InstitutionId, MessageId, NodeId, PublicKey};
 use allmend_protocol::message::AnyMessage;
 use allmend_scheduler::core::Core;
@@ -73,10 +73,7 @@ pub(crate) enum Event {
     /// The core is to be stepped.
     Input(Box<Input>),
     /// A member, or this node itself, opened a stream.
-    Bulk {
-        from: NodeId,
-        stream: Box<BulkStream>,
-    },
+    Bulk { from: NodeId, stream: Box<BulkStream> },
     /// A client asks something.
     Ask {
         caller: PublicKey,
@@ -85,14 +82,9 @@ pub(crate) enum Event {
         reply: oneshot::Sender<Response>,
     },
     /// Home's stream of an attempt has ended.
-    StreamOver {
-        job: MessageId,
-        attempt: u16,
-    },
+    StreamOver { job: MessageId, attempt: u16 },
     /// The daemon is to stop.
-    Stop {
-        drain: bool,
-    },
+    Stop { drain: bool },
 }
 
 /// What the loop answers to a client's task.
@@ -100,11 +92,7 @@ pub(crate) enum Response {
     /// One answer, and the stream ends.
     Answer(Answer),
     /// An answer, then events of a job.
-    Follow {
-        first: Option<Answer>,
-        output: Arc<JobOutput>,
-        from: u32,
-    },
+    Follow { first: Option<Answer>, output: Arc<JobOutput>, from: u32 },
     /// Something that takes its time and needs nothing of the loop.
     Later(std::pin::Pin<Box<dyn Future<Output = Answer> + Send>>),
 }
@@ -329,4 +317,3 @@ impl Daemon {
 
 /// The transport's acknowledgement that a message was decoded and verified.
 pub(crate) const TAKEN: u8 = 1;
-

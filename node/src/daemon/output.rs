@@ -92,9 +92,7 @@ impl JobOutput {
 
     /// The answer so far.
     pub(crate) fn text(&self) -> String {
-        self.with(|state| {
-            state.tokens.iter().map(|token| token.text.as_str()).collect()
-        })
+        self.with(|state| state.tokens.iter().map(|token| token.text.as_str()).collect())
     }
 
     /// Tells watchers where the job is.
@@ -104,8 +102,10 @@ impl JobOutput {
             if state.over.is_some() || state.phases.len() >= PHASES_MAX {
                 return false;
             }
-            if let (Some(JobEvent::Phase { phase, why, attempt, .. }), JobEvent::Phase { phase: p, why: w, attempt: a, .. }) =
-                (state.phases.last(), &event)
+            if let (
+                Some(JobEvent::Phase { phase, why, attempt, .. }),
+                JobEvent::Phase { phase: p, why: w, attempt: a, .. },
+            ) = (state.phases.last(), &event)
                 && (phase, why, attempt) == (p, w, a)
             {
                 return false;

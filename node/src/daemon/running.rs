@@ -139,7 +139,8 @@ impl Running {
     /// Serves a stream that a member opened.
     pub(crate) fn serve(&self, from: NodeId, mut stream: BulkStream) {
         let leases = Arc::clone(&self.leases);
-        let (local, events, pool) = (Arc::clone(&self.local), self.events.clone(), self.pool.clone());
+        let (local, events, pool) =
+            (Arc::clone(&self.local), self.events.clone(), self.pool.clone());
         tokio::spawn(async move {
             let Ok(Some(bytes)) = stream.read_frame(STREAM_FRAME_BYTES_MAX).await else { return };
             let open = match encoding::decode::<Open>(&bytes, STREAM_FRAME_BYTES_MAX) {
@@ -208,7 +209,11 @@ impl Attempt {
         Ok((work, input))
     }
 
-    async fn send_tokens(&self, from: u32, stream: &mut BulkStream) -> Result<(), crate::net::NetError> {
+    async fn send_tokens(
+        &self,
+        from: u32,
+        stream: &mut BulkStream,
+    ) -> Result<(), crate::net::NetError> {
         let mut next = from;
         let mut changes = self.changes.subscribe();
         loop {
@@ -292,11 +297,7 @@ async fn run(
         }
     };
     let stop_as = attempt.with(|state| state.stop_as.clone());
-    let mut usage = Usage {
-        completion_tokens: u64::from(done),
-        forced_tokens,
-        ..Usage::default()
-    };
+    let mut usage = Usage { completion_tokens: u64::from(done), forced_tokens, ..Usage::default() };
     let (outcome, output) = match ended {
         Ended::Finished { reason, prompt_tokens, device_ms, .. } => {
             usage.prompt_tokens = u64::from(prompt_tokens);
@@ -326,7 +327,8 @@ fn output_digest(salt: &[u8], ids: &[u32]) -> Digest {
 
 /// As much of an explanation as a receipt may carry, on one line.
 fn shorten(why: String) -> String {
-    let reason = allmend_protocol::offer::Reason::new(allmend_protocol::offer::ReasonClass::Size, why);
+    let reason =
+        allmend_protocol::offer::Reason::new(allmend_protocol::offer::ReasonClass::Size, why);
     reason.text
 }
 

@@ -214,7 +214,7 @@ impl Daemon {
                 let _ = self.events.try_send(Event::Stop { drain });
                 Answer::Done {}
             }
-            Ask::Reach {} => return Ok(self.reach().await?),
+            Ask::Reach {} => return self.reach().await,
             Ask::Members {} => self.members_document(),
             Ask::Erase { researcher } => self.erase(researcher).await?,
             Ask::ModelsChanged {} => {
@@ -258,8 +258,8 @@ impl Daemon {
             let salt = <[u8; 32]>::try_from(salt.0.as_slice()).unwrap_or_default();
             let kept = Kept { researcher, salt };
             if let Err(error) = self.spool.put_input(id, &payload.unwrap_or_default(), &kept) {
-                let problem = Problem::new(ProblemClass::NoRoom, "the input cannot be kept")
-                    .because(error);
+                let problem =
+                    Problem::new(ProblemClass::NoRoom, "the input cannot be kept").because(error);
                 return Ok(Response::Answer(Answer::Refused(problem)));
             }
             // The answer goes out after the step: the job spec is durable by then.
@@ -295,8 +295,9 @@ impl Daemon {
             return Err(problem("the job names another home node"));
         }
         if let Some(why) = &self.draining {
-            return Err(Problem::new(ProblemClass::Unavailable, "this node takes no new jobs")
-                .because(why));
+            return Err(
+                Problem::new(ProblemClass::Unavailable, "this node takes no new jobs").because(why)
+            );
         }
         if let Some(why) = self.capacity.disk_full() {
             return Err(Problem::new(ProblemClass::NoRoom, "this node's disk is full").because(why));

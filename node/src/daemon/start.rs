@@ -26,7 +26,7 @@ use super::{Daemon, EVENTS_MAX, Event, Local, tap};
 use crate::config::{Config, Identity, Layout, write_private};
 use crate::journal::{Journal, JournalOptions, Record, Replay};
 use crate::membership::Membership;
-use crate::net::{peer_of, Admitted, Gossip, ListenAddresses, Members, Net, NetOptions};
+use crate::net::{Admitted, Gossip, ListenAddresses, Members, Net, NetOptions, peer_of};
 use crate::spool::Spool;
 use crate::ui::{Advice, ExitClass};
 use crate::worker::{Pool, PoolOptions};
@@ -93,9 +93,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     layout.require()?;
     // Held until the process ends; the journal has a lock of its own.
     let Some(_lock) = layout.lock_daemon().context("the daemon's lock file")? else {
-        return Err(Advice::new(ExitClass::Conflict, "a node is running in this directory already")
-            .hint("see it: allmend status; stop it: allmend node stop")
-            .into());
+        return Err(Advice::new(
+            ExitClass::Conflict,
+            "a node is running in this directory already",
+        )
+        .hint("see it: allmend status; stop it: allmend node stop")
+        .into());
     };
     let identity = Identity::load(&layout.node_key())?;
     let node = NodeId::from(identity.public());
@@ -106,8 +109,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     };
     let policy = OperatorPolicy::from_toml(&config.policy)
         .with_context(|| format!("[policy] in {}", layout.config_file().display()))?;
-    let versions =
-        if first_versions { Versions::first() } else { Versions::of_this_release() };
+    let versions = if first_versions { Versions::first() } else { Versions::of_this_release() };
     let membership =
         Membership::load(&layout.charter(), &layout.certs_dir(), node, versions.clone())?;
     let roster = membership.roster();
@@ -183,7 +185,8 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     .await?;
 
     let (events, event_queue) = mpsc::channel::<Event>(EVENTS_MAX);
-    let capacity = Capacity::survey(&layout, &config, control_addresses(&net.listen_addresses(), node))?;
+    let capacity =
+        Capacity::survey(&layout, &config, control_addresses(&net.listen_addresses(), node))?;
     let pool = Pool::new(
         capacity.slots(),
         &PoolOptions {

@@ -92,10 +92,7 @@ impl HomeStream {
             () = close.cancelled() => {}
             () = self.follow() => {}
         }
-        let _ = self
-            .events
-            .send(Event::StreamOver { job: self.job, attempt: self.attempt })
-            .await;
+        let _ = self.events.send(Event::StreamOver { job: self.job, attempt: self.attempt }).await;
     }
 
     async fn follow(&mut self) {

@@ -40,11 +40,11 @@ pub use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
-    identity::peer_of,
     client::{ClientConnection, connect_client},
     counters::Counters,
     error::NetError,
     handle::{ControlPath, ControlTransport, ListenAddresses, NetHandle, PeerStatus, ReachReport},
+    identity::peer_of,
     stream::{BulkReader, BulkStream, BulkWriter, Via},
     tap::{Direction, Plane, Tap, TapFrame},
     tls::{ALPN_BULK, ALPN_CLIENT, ALPN_PROBE},

@@ -16,13 +16,14 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use allmend_engine::{
-    ChatMessage, Engine, Event, Fault, Finish, Input, LoadOptions, NUMERICS_VERSION, Request, Sampling,
+    ChatMessage, Engine, Event, Fault, Finish, Input, LoadOptions, NUMERICS_VERSION, Request,
+    Sampling,
 };
 use allmend_protocol::job::{InferInput, InferWork};
 use allmend_protocol::units::Decimal;
 
-pub use self::pool::{Pool, PoolOptions, Run, Task};
 use self::pipe::{Ended, FromWorker, ToWorker, read_frame, write_frame};
+pub use self::pool::{Pool, PoolOptions, Run, Task};
 
 /// Commands that may wait in the worker; the daemon sends one at a time.
 const COMMANDS_MAX: usize = 4;
@@ -34,7 +35,8 @@ const COMMANDS_MAX: usize = 4;
 pub fn main() -> io::Result<()> {
     // A panic message could quote what the engine was reading: say only where it happened.
     std::panic::set_hook(Box::new(|info| {
-        let place = info.location().map_or_else(String::new, |l| format!("{}:{}", l.file(), l.line()));
+        let place =
+            info.location().map_or_else(String::new, |l| format!("{}:{}", l.file(), l.line()));
         eprintln!("allmend worker: internal fault at {place}");
     }));
     let cancel = Arc::new(AtomicBool::new(false));
@@ -107,6 +109,18 @@ fn run(
 ) -> io::Result<Ended> {
     let started = Instant::now();
     let request = request(work, input, forced);
+    // Home pays for no more prompt than the job announced; more would be unpaid work.
+    match engine.count_tokens(&request.input, request.clock) {
+        Ok(tokens) if tokens as u64 > u64::from(work.prompt_tokens_max) => {
+            let why = format!(
+                "the prompt has {tokens} tokens, the job announced at most {}",
+                work.prompt_tokens_max
+            );
+            return Ok(Ended::Failed { permanent: true, why });
+        }
+        Ok(_) => {}
+        Err(error) => return Ok(failed(&error)),
+    }
     let mut broken: Option<io::Error> = None;
     let outcome = engine.generate(&request, &mut |event| {
         if cancel.load(Ordering::Acquire) {

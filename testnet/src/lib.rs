@@ -1,0 +1,3 @@
+//! Worlds to try Allmend in.
+
+pub mod sim;

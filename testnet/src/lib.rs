@@ -1,3 +1,5 @@
-//! Worlds to try Allmend in.
+//! Worlds to try Allmend in: real processes on loopback, and a seeded simulation.
 
+pub mod demo;
 pub mod sim;
+pub mod world;

@@ -1,2 +1,55 @@
-//! x
-fn main() {}
+//! `allmend-testnet`: tries Allmend out.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use allmend_testnet::{demo, sim};
+use clap::{Parser, Subcommand};
+
+/// Worlds to try Allmend in.
+#[derive(Debug, Parser)]
+#[command(name = "allmend-testnet", version, arg_required_else_help = true)]
+struct Args {
+    /// Print the report as JSON on standard output, and everything else on standard error
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Three institutions run a job on a real model; its node is killed; an auditor checks it all
+    Demo {
+        /// Keep everything in this directory, which must be empty or missing
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// Keep the temporary directory even if all went well
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run seeds of the simulation
+    Soak {
+        /// How many
+        #[arg(long, default_value_t = 2_000)]
+        seeds: u64,
+        /// The first
+        #[arg(long, default_value_t = 0)]
+        start: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    let Args { json, command } = Args::parse();
+    let outcome = match command {
+        Command::Demo { dir, keep } => demo::command(&demo::Options { dir, json, keep }),
+        Command::Soak { seeds, start } => {
+            let soaked = sim::soak(seeds, start, json);
+            Ok(if soaked.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -223,6 +223,9 @@ pub(super) struct RunOptions {
     /// Log as JSON lines
     #[arg(long)]
     pub(super) log_json: bool,
+    /// Stop when standard input closes, as it does when the process that started this one is gone
+    #[arg(long)]
+    pub(super) with_parent: bool,
     /// Speak only the first version of every message
     #[arg(long, hide = true)]
     pub(super) first_versions: bool,

@@ -1,18 +1,28 @@
 //! Running and steering the node of this directory.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rustix::process::Signal;
 
 use super::args::{NodeCommand, RunOptions};
 use super::context::{As, Context};
 use crate::client::proto::Ask;
 use crate::config::LogLevel;
 
+/// How long a node without its parent may take for an orderly end.
+const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+/// Its exit code if it took longer: as after SIGTERM.
+const ORPHANED: i32 = 143;
+
 pub(super) fn run(context: &Context<'_>, options: RunOptions) -> anyhow::Result<ExitCode> {
     context.layout.require()?;
     let config = context.config(&options.set)?;
     log_to_stderr(config.log_level, options.log_json);
+    if options.with_parent {
+        end_with_parent();
+    }
     let program = std::env::current_exe().context("this program's own file cannot be found")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(crate::daemon::run(crate::daemon::RunOptions {
@@ -22,6 +32,17 @@ pub(super) fn run(context: &Context<'_>, options: RunOptions) -> anyhow::Result<
         first_versions: options.first_versions,
     }))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Stops this node when its standard input closes: in an orderly way for a moment, then at once.
+fn end_with_parent() {
+    std::thread::spawn(|| {
+        // What is said there means nothing; only that it ends.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
+        std::thread::sleep(ORPHAN_GRACE);
+        std::process::exit(ORPHANED);
+    });
 }
 
 /// Logs of our own crates at `level`, of libraries from warnings up; `ALLMEND_LOG` overrides with

@@ -9,8 +9,8 @@ pub mod leaves;
 // pub mod netns;
 // pub mod privacy;
 pub mod reckoning;
-// pub mod stranger;
-// pub mod strangers;
+pub mod stranger;
+pub mod strangers;
 // pub mod taps;
 // pub mod versions;
 
@@ -32,13 +32,10 @@ pub enum Ordeal {
     /// Kill nodes at random instants during jobs; nothing may be lost or counted twice
     Crash(crash::Options),
     /// Meet strangers, expired members, other federations and random bytes
-    // Strangers,
-    /// Look for a planted text wherever it must not be
-    // Privacy,
-    /// A federation across network namespaces, with one site behind a strict firewall (needs root)
-    // Netns,
-    /// Nodes of two protocol versions together
-    // Versions,
+    Strangers,
+    // Privacy
+    // Netns
+    // Versions
 }
 
 impl Ordeal {
@@ -49,7 +46,7 @@ impl Ordeal {
     pub fn run(&self) -> anyhow::Result<()> {
         match self {
             Ordeal::Crash(options) => print(&crash::run(options)?),
-            // Ordeal::Strangers => print(&strangers::run()?),
+            Ordeal::Strangers => print(&strangers::run()?),
             // Ordeal::Privacy => print(&privacy::run()?),
             // Ordeal::Netns => print(&netns::run()?),
             // Ordeal::Versions => print(&versions::run()?),

@@ -43,6 +43,8 @@ const GROWTH_MIB_MAX: u64 = 128;
 const RIGHTFUL: u16 = 11;
 const WRONGFUL: u16 = 22;
 const LAST: u16 = 33;
+/// Where made-up nodes stand.
+const JURISDICTION: &str = "NO";
 
 /// What was tried; each was refused as it must be.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -130,6 +132,11 @@ async fn gossip(world: &World) -> anyhow::Result<()> {
     let key = new_key();
     let cert = forge.certify(&key, now(), DurationMs::from_secs(600))?;
     let member = forge.greeting(forge.hello(&[&cert]));
+    // Beta believes adverts only of whom it has met.
+    let mut visitor = Stranger::new(&key, &forge.federation, member.clone())?;
+    let met = visitor.dial(&addresses(world.member("beta"))?[0]).await?;
+    ensure!(met == Verdict::Welcome, "a member is not admitted: {met:?}");
+    drop(visitor);
     for (slots, sequence, rightful) in [(RIGHTFUL, 1, true), (WRONGFUL, 2, false), (LAST, 3, true)] {
         let advert = forge.advert(&key, slots, sequence)?;
         if rightful {
@@ -235,10 +242,10 @@ fn other_federations_node(stage: &mut Stage, report: &mut Report) -> anyhow::Res
     let mut abroad = World::new(stage.world.program(), &stage.world.dir().join("abroad"))?;
     abroad.found("Abroad", &[Plan::new("omega", "Omega Institute", "CH", 1)])?;
     let config = abroad.member("omega").dir().join("config.toml");
-    let text = std::fs::read_to_string(&config)?;
+    let written = std::fs::read_to_string(&config)?;
     let empty = "bootstrap = []";
-    ensure!(text.contains(empty), "{} has no line {empty}", config.display());
-    std::fs::write(&config, text.replace(empty, &format!("bootstrap = [{:?}]", alpha.control_address()?)))?;
+    ensure!(written.contains(empty), "{} has no line {empty}", config.display());
+    std::fs::write(&config, written.replace(empty, &format!("bootstrap = [{:?}]", alpha.control_address()?)))?;
     abroad.start()?;
     let omega = abroad.member("omega");
     let log = omega.log_file();
@@ -342,7 +349,7 @@ impl Forge {
             node: node_of(key),
             sealing: SealingKey::from_bytes(random(32).try_into().unwrap_or_default()),
             name: "visitor".to_owned(),
-            jurisdiction: "NO".parse()?,
+            jurisdiction: JURISDICTION.parse().map_err(anyhow::Error::msg)?,
             serial: from.as_ms(),
             not_before: from,
             expires: from.plus(life),
@@ -376,7 +383,7 @@ impl Forge {
             issued,
             expires: issued.plus(DurationMs::from_secs(20)),
             versions: Versions::of_this_release(),
-            jurisdiction: "NO".parse()?,
+            jurisdiction: JURISDICTION.parse().map_err(anyhow::Error::msg)?,
             devices: Vec::new(),
             slots_total: slots,
             slots_free: 0,
@@ -395,7 +402,7 @@ impl Forge {
     fn cancel(&self, key: &SigningKey) -> anyhow::Result<Vec<u8>> {
         let cancel = Cancel {
             federation: self.federation,
-            signer: key.verifying_key().to_bytes().into(),
+            signer: node_of(key).into(),
             job: MessageId::from_bytes([7; 32]),
             attempt: None,
             why: CancelWhy::Deadline,
@@ -411,7 +418,8 @@ fn addresses(member: &Member) -> anyhow::Result<Vec<Multiaddr>> {
     let peer = tcp.iter().last().context("no peer in the address")?;
     let quic: Multiaddr =
         format!("/ip4/127.0.0.1/udp/{}/quic-v1", member.ports().control_udp).parse()?;
-    Ok(vec![tcp, quic.with(peer)])
+    let quic = quic.with(peer);
+    Ok(vec![tcp, quic])
 }
 
 fn wait_for_slots(clis: &[Cli], node: &str, slots: u16) -> anyhow::Result<()> {
@@ -444,10 +452,6 @@ fn is_peer(cli: &Cli, key: &SigningKey) -> anyhow::Result<bool> {
     let status = cli.json(&["status"])?;
     let node = node_of(key).to_string();
     Ok(status["peers"].as_array().into_iter().flatten().any(|peer| text(peer, "node") == node))
-}
-
-fn text_of<'a>(value: &'a Value, key: &str) -> &'a str {
-    text(value, key)
 }
 
 fn node_of(key: &SigningKey) -> NodeId {

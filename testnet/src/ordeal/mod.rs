@@ -7,11 +7,11 @@
 pub mod crash;
 pub mod leaves;
 // pub mod netns;
-// pub mod privacy;
+pub mod privacy;
 pub mod reckoning;
 pub mod stranger;
 pub mod strangers;
-// pub mod taps;
+pub mod taps;
 // pub mod versions;
 
 use std::io::Write as _;
@@ -33,7 +33,8 @@ pub enum Ordeal {
     Crash(crash::Options),
     /// Meet strangers, expired members, other federations and random bytes
     Strangers,
-    // Privacy
+    /// Look for a planted text wherever it must not be
+    Privacy,
     // Netns
     // Versions
 }
@@ -47,7 +48,7 @@ impl Ordeal {
         match self {
             Ordeal::Crash(options) => print(&crash::run(options)?),
             Ordeal::Strangers => print(&strangers::run()?),
-            // Ordeal::Privacy => print(&privacy::run()?),
+            Ordeal::Privacy => print(&privacy::run()?),
             // Ordeal::Netns => print(&netns::run()?),
             // Ordeal::Versions => print(&versions::run()?),
         }

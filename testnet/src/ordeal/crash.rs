@@ -22,7 +22,7 @@ const OPEN_MAX: usize = 2;
 /// How often a researcher looks whether a job is over.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// From a node being up again to the next kill, in milliseconds.
-const PAUSE_MS: std::ops::Range<u64> = 200..2_500;
+const PAUSE_MS: std::ops::Range<u64> = 100..6_000;
 /// How long jobs may take after the last kill: some wait for a lease to lapse, several times.
 const DRAIN_MAX: Duration = Duration::from_secs(240);
 /// One attempt is lost with each kill that meets it.
@@ -186,7 +186,7 @@ fn research(cli: &Cli, home: &str, at: &str, mut dice: Dice, board: &Board) -> a
     while !board.stop.load(Ordering::Relaxed) {
         if open.len() < OPEN_MAX {
             // Mostly short, now and then long enough to be met by several kills.
-            let tokens = if dice.within(0..4) == 0 { 160..400 } else { 8..48 };
+            let tokens = if dice.within(0..4) == 0 { 160..400 } else { 4..40 };
             let tokens = dice.within(tokens).to_string();
             let prompt = format!("Write about the number {}.", dice.within(1..1_000));
             let arguments = [

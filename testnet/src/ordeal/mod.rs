@@ -12,16 +12,19 @@ pub mod reckoning;
 pub mod stranger;
 pub mod strangers;
 pub mod taps;
-// pub mod versions;
+pub mod versions;
+mod wrapper;
 
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::Value;
 
+use self::wrapper::Case;
 use crate::world::reap::Scratch;
-use crate::world::{Cli, Executable, Model, Plan, World, text};
+use crate::world::{Cli, Executable, Member, Model, Plan, World, text};
 
 /// Threads of one worker: three nodes share what are often two cores.
 const THREADS: u32 = 1;
@@ -36,7 +39,8 @@ pub enum Ordeal {
     /// Look for a planted text wherever it must not be
     Privacy,
     // Netns
-    // Versions
+    /// Nodes of two protocol versions together
+    Versions,
 }
 
 impl Ordeal {
@@ -50,7 +54,7 @@ impl Ordeal {
             Ordeal::Strangers => print(&strangers::run()?),
             Ordeal::Privacy => print(&privacy::run()?),
             // Ordeal::Netns => print(&netns::run()?),
-            // Ordeal::Versions => print(&versions::run()?),
+            Ordeal::Versions => print(&versions::run()?),
         }
     }
 }
@@ -72,7 +76,6 @@ fn say(what: impl std::fmt::Display) {
 #[derive(Debug)]
 struct Stage {
     world: World,
-    model: Model,
     /// Last, so that processes are gone before their directory.
     _scratch: Scratch,
 }
@@ -80,15 +83,24 @@ struct Stage {
 impl Stage {
     /// Founds a federation with these institutions, each with the model; nothing runs yet.
     fn set(federation: &str, plans: &[Plan]) -> anyhow::Result<Stage> {
+        Stage::set_with(&[], federation, plans)
+    }
+
+    /// As [`Stage::set`], with commands on some directories started differently.
+    fn set_with(cases: &[Case], federation: &str, plans: &[Plan]) -> anyhow::Result<Stage> {
         let scratch = scratch()?;
         let program = Executable::find()?.path;
         let model = Model::pull(&program)?;
+        let program = match cases {
+            [] => program,
+            cases => wrapper::write(&scratch.path().join("allmend"), &program, cases)?,
+        };
         let mut world = World::new(&program, &scratch.path().join("world"))?;
         world.found(federation, plans)?;
         for member in world.members() {
             model.give(&member.cli())?;
         }
-        Ok(Stage { world, model, _scratch: scratch })
+        Ok(Stage { world, _scratch: scratch })
     }
 
     /// Starts all nodes and waits until they know one another.
@@ -125,7 +137,24 @@ fn audit(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A short institution's plan.
+/// Where a tapped node writes its frames.
+fn tap_dir(member: &Member) -> PathBuf {
+    member.dir().join("tap")
+}
+
+/// Has a node that does not run yet write every frame in clear into [`tap_dir`].
+fn tap(member: &Member) -> anyhow::Result<()> {
+    let config = member.dir().join("config.toml");
+    let written = std::fs::read_to_string(&config)?;
+    let default = "#tap_dir = \"\"";
+    anyhow::ensure!(written.contains(default), "{} has no line {default}", config.display());
+    let dir = tap_dir(member);
+    let line = format!("tap_dir = {:?}", dir.to_str().context("the directory's name is no text")?);
+    std::fs::write(&config, written.replace(default, &line))?;
+    Ok(())
+}
+
+/// An institution with one node.
 fn plan(name: &str, institution: &str, jurisdiction: &str) -> Plan {
     Plan::new(name, institution, jurisdiction, THREADS)
 }

@@ -50,10 +50,8 @@ pub struct Report {
 /// With the first promise that was not kept.
 pub fn run() -> anyhow::Result<Report> {
     let mut stage = Stage::set("Privacy", &plans())?;
-    let world_dir = stage.world.dir().to_owned();
-    for name in ["home", "executor", "third"] {
-        let tap = world_dir.join(name).join("tap");
-        add_setting(&world_dir.join(name).join("config.toml"), "debug", "tap_dir", &tap)?;
+    for member in stage.world.members() {
+        super::tap(member)?;
     }
     stage.start()?;
     let researcher = stage.world.researcher("researcher", PERSON, "home")?;
@@ -159,7 +157,7 @@ fn search_taps(world: &World, report: &mut Report) -> anyhow::Result<()> {
     let (home, executor, third) = (key("home"), key("executor"), key("third"));
     let (mut at_executor, mut at_home, mut to_client) = (0, 0, 0);
     for member in world.members() {
-        for stream in taps::read(&member.dir().join("tap"))? {
+        for stream in taps::read(&super::tap_dir(member))? {
             report.streams += 1;
             let Stream { peer, plane, direction, path, .. } = &stream;
             let involves_third = member.node_key() == third || *peer == third;
@@ -207,20 +205,5 @@ fn erase(world: &World, report: &mut Report) -> anyhow::Result<()> {
     for member in world.members() {
         report.files += search(member.dir(), PERSON)?;
     }
-    Ok(())
-}
-
-/// Writes a setting of a section that the file has commented out as a whole, or has already.
-fn add_setting(config: &Path, section: &str, key: &str, value: &Path) -> anyhow::Result<()> {
-    let written = fs::read_to_string(config)?;
-    let line = format!("{key} = {:?}", value.to_str().context("the directory's name is no text")?);
-    let default = format!("#{key} = \"\"");
-    let heading = format!("[{section}]");
-    let changed = if written.contains(&heading) && written.contains(&default) {
-        written.replace(&default, &line)
-    } else {
-        bail!("{} has no {heading} with {default}", config.display());
-    };
-    fs::write(config, changed)?;
     Ok(())
 }

@@ -5,8 +5,9 @@
 //! ordeal adds what only a witness of the run can know, such as what had been acknowledged before a kill.
 
 pub mod crash;
+mod hosts;
 pub mod leaves;
-// pub mod netns;
+pub mod netns;
 pub mod privacy;
 pub mod reckoning;
 pub mod stranger;
@@ -16,9 +17,10 @@ pub mod versions;
 mod wrapper;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use ed25519_dalek::SigningKey;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -38,7 +40,8 @@ pub enum Ordeal {
     Strangers,
     /// Look for a planted text wherever it must not be
     Privacy,
-    // Netns
+    /// A federation across network namespaces, with one site behind a strict firewall (needs root)
+    Netns,
     /// Nodes of two protocol versions together
     Versions,
 }
@@ -53,7 +56,7 @@ impl Ordeal {
             Ordeal::Crash(options) => print(&crash::run(options)?),
             Ordeal::Strangers => print(&strangers::run()?),
             Ordeal::Privacy => print(&privacy::run()?),
-            // Ordeal::Netns => print(&netns::run()?),
+            Ordeal::Netns => print(&netns::run()?),
             Ordeal::Versions => print(&versions::run()?),
         }
     }
@@ -173,6 +176,14 @@ fn ask(researcher: &Cli, at: &str, prompt: &str, max_tokens: u32) -> anyhow::Res
     anyhow::ensure!(text(&answer, "phase") == "finished", "the job did not finish: {answer}");
     anyhow::ensure!(!text(&answer, "text").is_empty(), "the answer is empty: {answer}");
     Ok(answer)
+}
+
+/// The signing key of a key file.
+fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
+    let text = std::fs::read_to_string(path)?;
+    let seed = text.lines().next().and_then(|line| line.split_once(':')).context("no key file")?.1;
+    let seed = data_encoding::HEXLOWER.decode(seed.as_bytes())?;
+    Ok(SigningKey::from_bytes(&seed.try_into().ok().context("no seed of 32 bytes")?))
 }
 
 /// Milliseconds since the Unix epoch.

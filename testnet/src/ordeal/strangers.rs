@@ -6,7 +6,6 @@
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
-use std::path::Path;
 use std::time::Duration;
 
 use allmend_protocol::advert::{AdvertOrder, CapacityAdvert};
@@ -26,7 +25,7 @@ use libp2p::Multiaddr;
 use serde::Serialize;
 
 use super::stranger::{Greeting, Hello, Stranger, Verdict};
-use super::{Dice, Stage, ask, plan, say};
+use super::{Dice, Stage, ask, plan, read_key, say};
 use crate::world::{Cli, Member, Plan, World, text, wait_for};
 
 /// Who says nothing is sent away after five seconds (specs/transport.md §4); machines are slow.
@@ -470,14 +469,6 @@ fn random(len: usize) -> Vec<u8> {
 
 fn now() -> Timestamp {
     Timestamp::from_ms(super::now_ms())
-}
-
-/// The signing key of a key file.
-fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
-    let text = std::fs::read_to_string(path)?;
-    let seed = text.lines().next().and_then(|line| line.split_once(':')).context("no key file")?.1;
-    let seed = data_encoding::HEXLOWER.decode(seed.as_bytes())?;
-    Ok(SigningKey::from_bytes(&seed.try_into().ok().context("no seed of 32 bytes")?))
 }
 
 /// Memory of a process that is in RAM, from the kernel's table.

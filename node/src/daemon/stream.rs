@@ -23,7 +23,7 @@ pub(crate) const STREAM_FRAME_BYTES_MAX: usize = 72 * 1024 * 1024;
 /// The largest frame that an executing node sends: one token, or the end.
 pub(crate) const TOKEN_FRAME_BYTES_MAX: usize = 256 * 1024;
 /// Tokens between two counts for the ledger.
-const COUNT_EVERY: u32 = 16;
+const COUNT_EVERY: u32 = 4;
 /// The first wait before a broken stream is opened again; doubles up to the last.
 const REOPEN_FIRST: Duration = Duration::from_millis(50);
 const REOPEN_LAST: Duration = Duration::from_secs(2);
@@ -92,6 +92,8 @@ impl HomeStream {
             () = close.cancelled() => {}
             () = self.follow() => {}
         }
+        // Also when the attempt was cut short: its node is paid for what arrived.
+        self.count(self.output.written_by(self.attempt)).await;
         let _ = self.events.send(Event::StreamOver { job: self.job, attempt: self.attempt }).await;
     }
 
@@ -143,8 +145,6 @@ impl HomeStream {
                     }
                 }
                 Ok(Said::End {}) => {
-                    let total = u32::try_from(self.output.token_ids().len()).unwrap_or(u32::MAX);
-                    self.count(total.saturating_sub(self.base)).await;
                     return Ok(true);
                 }
                 Ok(Said::No { why }) => {

@@ -124,7 +124,7 @@ fn conclude(narrator: &mut Narrator, report: &Report, path: &Path, kept: bool) {
 fn perform(dir: &Path, narrator: &mut Narrator, report: &mut Report) -> anyhow::Result<()> {
     narrator.step("The software");
     let executable = Executable::find()?;
-    let mut world = World::new(&executable.path, dir)?;
+    let world = World::new(&executable.path, dir)?;
     report.software.node = world.cli("nowhere").ok(&["--version"])?.trim().to_owned();
     report.software.executable = executable.path.display().to_string();
     report.software.origin = Some(executable.origin);
@@ -488,7 +488,7 @@ fn describe(researcher: &Cli, shown: &Value, streamed: &Streamed) -> anyhow::Res
     let attempts = attempts(shown);
     let tokens: u64 = attempts.iter().map(|attempt| attempt.tokens).sum();
     let first = streamed.first_after.context("there was no answer")?;
-    let seconds = streamed.last_after.saturating_sub(first).as_secs_f64();
+    let seconds = streamed.last_token_after.saturating_sub(first).as_secs_f64();
     Ok(Job {
         job: id,
         answer,

@@ -192,10 +192,13 @@ impl World {
     /// # Errors
     /// When a node does not end in time, or not with exit code 0.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        for member in &self.members {
+        for member in &mut self.members {
             member.ask_to_stop();
         }
-        self.members.iter_mut().try_for_each(Member::wait_stopped)
+        for member in &mut self.members {
+            member.wait_stopped()?;
+        }
+        Ok(())
     }
 
     /// What of this world is still there: processes in its groups and ports that somebody holds.

@@ -9,17 +9,17 @@ use std::{
     time::Duration,
 };
 
-use allmend_node::net::{Multiaddr, Net, NetError, connect_client};
+use allmend_node::net::{Multiaddr, Net, NetError, connect_client, limits};
 use futures::StreamExt as _;
 use libp2p::{
     Swarm, SwarmBuilder, gossipsub,
     multiaddr::Protocol,
     noise,
-    swarm::{ConnectionError, SwarmEvent},
+    swarm::{ConnectionError, SwarmEvent, dummy},
     tcp, yamux,
 };
 use net_common::{
-    Club, FEDERATION, Node, Seen, exchange, key, node_id, now_ms, options, until, within,
+    Club, DEADLINE, FEDERATION, Node, Seen, exchange, key, node_id, now_ms, options, until, within,
 };
 
 fn socket(address: &Multiaddr) -> (bool, SocketAddr) {
@@ -87,6 +87,32 @@ async fn a_stranger_without_hello_is_disconnected_and_its_gossip_ignored() {
     assert!(node.counter("hello_absent") >= 2);
     assert_eq!(node.counter("gossip_accepted"), 0);
     assert!(node.seen.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_that_says_nothing_is_disconnected() {
+    let node = Node::start(options(1)).await;
+    for address in node.control() {
+        let mut silent = SwarmBuilder::with_new_identity()
+            .with_tokio()
+            .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+            .unwrap()
+            .with_quic()
+            .with_behaviour(|_| dummy::Behaviour)
+            .unwrap()
+            .with_swarm_config(|config| config.with_idle_connection_timeout(DEADLINE * 2))
+            .build();
+        silent.dial(address).unwrap();
+        within(async {
+            while !matches!(
+                silent.select_next_some().await,
+                SwarmEvent::ConnectionClosed { cause: Some(_), .. }
+            ) {}
+        })
+        .await;
+    }
+    assert_eq!(node.counter("hello_absent"), 2);
+    assert!(node.net.peers().await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -242,21 +268,23 @@ async fn a_client_proves_its_key_and_requires_the_nodes() {
     let error = within(connect_client(&key(40), &address, &node_id(&key(99)))).await.unwrap_err();
     assert!(matches!(error, NetError::Connection(_)), "{error}");
 
-    // Clients whose key nobody knows are few.
+    // Clients whose key nobody knows are few. A refusal may show at any step.
+    let ask = async |byte| -> Result<_, NetError> {
+        let client = connect_client(&key(byte), &address, &node.id()).await?;
+        let mut stream = client.open().await?;
+        stream.write_frame(b"x", 1).await?;
+        stream.read_frame(10).await?.ok_or(NetError::Unanswered)?;
+        Ok((client, stream))
+    };
     let mut clients = Vec::new();
-    let refused = within(async {
-        for byte in 100..120 {
-            let client = connect_client(&key(byte), &address, &node.id()).await.unwrap();
-            let mut stream = client.open().await.unwrap();
-            stream.write_frame(b"x", 1).await.ok();
-            if stream.read_frame(10).await.is_err() {
-                return true;
-            }
-            clients.push((client, stream));
+    for byte in 100..120 {
+        match within(ask(byte)).await {
+            Ok(client) => clients.push(client),
+            Err(_) => break,
         }
-        false
-    });
-    assert!(refused.await);
+    }
+    assert_eq!(clients.len(), limits::CLIENTS_UNKNOWN_PER_IP_MAX);
+    assert_eq!(node.counter("clients_refused"), 1);
     node.club.clients.lock().unwrap().push(*node_id(&key(41)).as_bytes());
     let known = within(connect_client(&key(41), &address, &node.id())).await.unwrap();
     exchange(&mut known.open().await.unwrap()).await;

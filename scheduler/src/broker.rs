@@ -8,6 +8,7 @@ mod answers;
 mod follow;
 mod job;
 mod plan;
+mod promised;
 mod replay;
 mod show;
 
@@ -28,11 +29,15 @@ use crate::ledger::Ledger;
 pub use job::Job;
 use job::{Over, Stage};
 pub(crate) use plan::survey;
+pub(crate) use promised::Promised;
 
 /// A waiting job is looked at again after this, then after twice as long, and so on…
 const BACKOFF_MIN: DurationMs = DurationMs::from_ms(500);
 /// …up to this.
 const BACKOFF_MAX: DurationMs = DurationMs::from_secs(10);
+/// When the view changes, each home looks at its waiting jobs after a time of its own up to this:
+/// a freed slot would otherwise be asked for by all homes in the same moment.
+const WAKE_SPREAD_MS: u64 = 600;
 /// However often the view changes, a waiting job is looked at no more often than this.
 const PLAN_GAP_MIN: DurationMs = DurationMs::from_ms(200);
 
@@ -44,6 +49,8 @@ pub struct Broker {
     open: BTreeMap<u64, MessageId>,
     numbers: u64,
     probes: u64,
+    /// Jobs that may be asking or have a live attempt; a superset, tidied when it is read.
+    busy: BTreeSet<MessageId>,
     /// Certificates logged already.
     certs: BTreeMap<MessageId, Verified<ResearcherCert>>,
 }

@@ -197,7 +197,7 @@ impl Core {
     }
 
     fn tick(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
-        self.view.expire(now);
+        self.view.expire(now, self.roster.charter().timing.advert_every_ms);
         self.with(now, out, |broker, ledger, book, ctx| {
             book.tick(ctx);
             broker.tick(ctx, ledger);

@@ -117,7 +117,7 @@ impl Default for Limits {
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// A restarted node goes on in its old incarnation and counts fences from one again.
+    /// A restarted node counts fences from one again, in the incarnation of its first start.
     pub fence_reused_after_restart: bool,
     /// A grant is settled again although it is settled.
     pub settle_without_compare_and_set: bool,

@@ -119,10 +119,15 @@ impl View {
         admission
     }
 
-    /// Forgets adverts that do not hold any more.
-    pub fn expire(&mut self, now: Timestamp) {
+    /// Forgets adverts that do not hold any more: at their end, or when their node has missed one
+    /// and cannot be reached either.
+    pub fn expire(&mut self, now: Timestamp, advert_every: DurationMs) {
         let before = self.known.len();
-        self.known.retain(|_, known| now < known.believed_until);
+        let unreachable = &self.unreachable;
+        self.known.retain(|node, known| {
+            let silent = known.heard.plus(advert_every.times(2)) <= now;
+            now < known.believed_until && !(silent && unreachable.contains_key(node))
+        });
         if self.known.len() != before {
             self.generation += 1;
         }

@@ -2,5 +2,6 @@
 
 pub mod bench;
 pub mod demo;
+pub mod ordeal;
 pub mod sim;
 pub mod world;

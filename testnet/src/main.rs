@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use allmend_testnet::{bench, demo, sim};
+use allmend_testnet::ordeal::Ordeal;
+use allmend_testnet::{bench, demo, sim, world};
 use clap::{Parser, Subcommand};
 
 /// Worlds to try Allmend in.
@@ -52,6 +53,8 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         start: u64,
     },
+    #[command(flatten)]
+    Ordeal(Ordeal),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,10 @@ fn main() -> ExitCode {
         Command::Soak { seeds, start } => {
             let soaked = sim::soak(seeds, start, json);
             Ok(if soaked.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Ordeal(ordeal) => {
+            let gone_through = world::reap::on_signals().and_then(|()| ordeal.run());
+            gone_through.map(|()| ExitCode::SUCCESS)
         }
     };
     outcome.unwrap_or_else(|error| {

@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+use allmend_protocol::charter::SKEW_DEFAULT;
+use serde_json::Value;
+
 use super::args::DoctorOptions;
 use super::context::{As, Context};
 use super::look::{list, text};
@@ -39,12 +42,8 @@ async fn reach(context: &Context<'_>) -> Vec<Check> {
                 .hint("start it with `allmend node run`, then ask again"),
         ];
     }
-    let document = match context.connect(As::Operator).await {
-        Ok(caller) => caller.document(&Ask::Reach {}).await.map_err(anyhow::Error::from),
-        Err(error) => Err(error),
-    };
-    let document = match document {
-        Ok(document) => document,
+    let (document, nodes) = match ask(context).await {
+        Ok(documents) => documents,
         Err(error) => {
             return vec![Check::new(NAME, Status::Fail, format!("{error:#}"))];
         }
@@ -56,7 +55,7 @@ async fn reach(context: &Context<'_>) -> Vec<Check> {
                 .hint("check `bootstrap` in config.toml, and that a member is up"),
         ];
     }
-    let mut checks = Vec::new();
+    let mut checks = vec![clocks(&nodes)];
     for report in &reports {
         let via = text(report, "via_name");
         if let Some(error) = report["error"].as_str() {
@@ -79,4 +78,33 @@ async fn reach(context: &Context<'_>) -> Vec<Check> {
         }
     }
     checks
+}
+
+async fn ask(context: &Context<'_>) -> anyhow::Result<(Value, Value)> {
+    let caller = context.connect(As::Operator).await?;
+    let reach = caller.document(&Ask::Reach {}).await?;
+    let nodes = caller.document(&Ask::Nodes {}).await?;
+    caller.close().await;
+    Ok((reach, nodes))
+}
+
+/// Members' clocks against ours, as their adverts show them.
+fn clocks(nodes: &Value) -> Check {
+    const NAME: &str = "clocks";
+    let rows = nodes.as_array().map_or(&[][..], Vec::as_slice);
+    let offsets: Vec<(&str, i64)> = rows
+        .iter()
+        .filter(|row| row["this_node"].as_bool() != Some(true))
+        .filter_map(|row| Some((text(row, "name"), row["clock_offset_ms"].as_i64()?)))
+        .collect();
+    let Some((name, worst)) = offsets.iter().max_by_key(|(_, offset)| offset.abs()) else {
+        return Check::new(NAME, Status::Skipped, "no other member has been heard of");
+    };
+    let detail = format!("{name} is {worst} ms away, the furthest of {}", offsets.len());
+    if worst.abs() < i64::try_from(SKEW_DEFAULT.as_ms()).unwrap_or(i64::MAX) {
+        Check::new(NAME, Status::Ok, detail)
+    } else {
+        Check::new(NAME, Status::Warn, detail)
+            .hint("let both machines keep time with NTP; messages of the future are refused")
+    }
 }

@@ -155,6 +155,11 @@ impl Followed {
         }
     }
 
+    /// Whether the job finished without a token having been seen here.
+    pub(super) fn finished_unseen(&self) -> bool {
+        matches!(self, Followed::Over { phase: Phase::Finished, text, .. } if text.is_empty())
+    }
+
     /// Says how a turn of a conversation ended, unless well.
     pub(super) fn report(self, context: &Context<'_>) -> anyhow::Result<ExitCode> {
         match self.failure() {

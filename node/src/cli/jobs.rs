@@ -237,6 +237,10 @@ pub(super) async fn watch(context: &Context<'_>, reference: &str) -> anyhow::Res
     let answers = caller.open(&Ask::Watch { job, from: 0 }, None).await?;
     let followed = follow::watch(context, answers, job).await?;
     caller.close().await;
+    if followed.finished_unseen() && !context.terminal.is_json() {
+        // Over before we looked: what there was to watch is in the result.
+        return result(context, reference, None).await;
+    }
     followed.finish(context)
 }
 

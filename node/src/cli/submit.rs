@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::args::{Asking, ChatOptions, InferOptions, SubmitCommand};
 use super::context::{As, Context, Home};
 use super::follow::{Followed, follow};
-use super::look::{list, text};
+use super::look::{list, number, text};
 use crate::client::Caller;
 use crate::client::proto::{Answer, Ask};
 use crate::config::Identity;
@@ -29,8 +29,6 @@ use crate::ui::{Advice, Align, ExitClass, Table};
 
 /// The longest prompt read from a file or standard input; the home node's own limit is smaller.
 const PROMPT_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Bytes of text that one token covers at least, on average; for planning only.
-const BYTES_PER_TOKEN: usize = 3;
 /// Tokens that a chat template adds around a message, and for good measure.
 const TOKENS_PER_MESSAGE: usize = 24;
 
@@ -92,7 +90,7 @@ impl Desk {
             top_p: parse_decimal(&asking.top_p, "--top-p")?,
             seed,
             clock: issued,
-            prompt_tokens_max: u32::try_from(words / BYTES_PER_TOKEN + framing).unwrap_or(u32::MAX),
+            prompt_tokens_max: self.prompt_tokens_max(model, words + framing, asking.max_tokens),
         };
         let deadline = u64::try_from(asking.deadline.as_millis()).unwrap_or(u64::MAX);
         let spec = JobSpec {
@@ -125,6 +123,26 @@ impl Desk {
             Advice::new(ExitClass::Usage, format!("the job cannot be asked like this: {error}"))
         })?;
         Ok(Job { spec, salt, sealed })
+    }
+
+    /// An upper bound on the prompt's tokens: no token has less than a byte, and no node takes more
+    /// than its context leaves. The engine counts for itself and says so when it does not fit.
+    fn prompt_tokens_max(&self, model: Digest, bytes: usize, max_tokens: u32) -> u32 {
+        let bound = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let model = model.to_string();
+        let context = self
+            .nodes
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|row| list(row, "models"))
+            .filter(|held| text(held, "digest") == model)
+            .map(|held| u32::try_from(number(held, "context_tokens")).unwrap_or(u32::MAX))
+            .max();
+        match context.and_then(|context| context.checked_sub(max_tokens)) {
+            Some(left) if left > 0 => bound.min(left),
+            _ => bound,
+        }
     }
 
     fn placement(&self, asking: &Asking) -> anyhow::Result<Placement> {

@@ -51,6 +51,11 @@ impl Capacity {
         Ok(capacity)
     }
 
+    /// The models' store.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// How many jobs run at once.
     pub(crate) fn slots(&self) -> u16 {
         u16::try_from(self.config.limits.slots).unwrap_or(u16::MAX)

@@ -133,10 +133,14 @@ impl Daemon {
         let seen = self.core.nodes(at);
         let mut rows = Vec::new();
         for cert in roster.nodes() {
-            let advert = seen
-                .iter()
-                .find(|view| view.node == cert.node)
-                .and_then(|view| view.advert.as_ref());
+            let view = seen.iter().find(|view| view.node == cert.node);
+            let advert = view.and_then(|view| view.advert.as_ref());
+            // Between a node's saying and our hearing: how far the clocks are apart, plus the way.
+            let clock_offset_ms = view.and_then(|view| {
+                let heard = at.minus(view.age_ms?).as_ms();
+                let said = view.advert.as_ref()?.issued.as_ms();
+                Some(i64::try_from(heard).ok()? - i64::try_from(said).ok()?)
+            });
             rows.push(json!({
                 "node": cert.node,
                 "name": cert.name,
@@ -146,6 +150,7 @@ impl Daemon {
                 "connected": cert.node == self.local.node || connected.contains(&cert.node),
                 "this_node": cert.node == self.local.node,
                 "advert_age_ms": advert.map(|advert| at.since(advert.issued)),
+                "clock_offset_ms": clock_offset_ms,
                 "slots_free": advert.map(|advert| advert.slots_free),
                 "slots_total": advert.map(|advert| advert.slots_total),
                 "queue_ms": advert.map(|advert| advert.queue_ms),

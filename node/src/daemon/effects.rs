@@ -50,6 +50,7 @@ impl Daemon {
         if must {
             // What the core has decided is always essential: new work is refused long before the
             // reserve is touched (`Capacity::state`, `Daemon::answer`).
+            self.unpublished |= records.iter().any(|record| matches!(record, Record::Leaf(_)));
             self.journal.append(records, Priority::Essential).await.context("journal")?;
             return Ok(());
         }
@@ -205,8 +206,7 @@ impl Daemon {
         if let Some(output) = self.outputs.get(&job) {
             return Ok(Arc::clone(output));
         }
-        let over = self.core.job(job).is_some_and(|view| view.phase.is_over());
-        let output = if over {
+        let output = if self.spool.result(job)?.is_some() {
             JobOutput::new(Vec::new(), None)
         } else {
             let key = self.content_key(job)?;
@@ -243,6 +243,16 @@ impl Daemon {
             Vec::new()
         };
         output.set_over(view.phase, why, verdicts);
+    }
+
+    /// Jobs that were over when the process died, before their result was sealed.
+    pub(super) fn finish_results(&mut self) {
+        let kept = self.spool.jobs().unwrap_or_default();
+        for (job, has_result, _) in kept {
+            if !has_result && self.core.job(job).is_some_and(|view| view.phase.is_over()) {
+                self.job_changed(job);
+            }
+        }
     }
 
     /// Seals what there is of an answer to its researcher and removes input and output.

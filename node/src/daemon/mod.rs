@@ -46,6 +46,8 @@ const EVENTS_MAX: usize = 1_024;
 const BATCH_MAX: usize = 64;
 /// How long a receipt waits for the rest of its stream before it is counted without.
 const RECEIPT_WAIT: Duration = Duration::from_secs(3);
+/// How often new leaves are published to the auditors' directory, at most.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// How often the disk, the models and expired files are looked at.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(10);
 
@@ -116,7 +118,11 @@ pub(crate) struct Daemon {
     held: BTreeMap<(MessageId, u16), (Instant, Input)>,
     /// Why the owner wants nothing new, if so.
     draining: Option<String>,
-    stopping: bool,
+    /// Since when the daemon is to stop, if it is.
+    stopping: Option<Instant>,
+    /// Whether leaves wait to be published, and when that was last done.
+    unpublished: bool,
+    published: Instant,
     housekeeping: Instant,
 }
 
@@ -132,7 +138,7 @@ impl Daemon {
         let mut inputs = vec![Input::Started, Input::Local(self.capacity.state(None))];
         loop {
             self.step(std::mem::take(&mut inputs)).await?;
-            if self.stopping && self.core.live_leases_count() == 0 {
+            if self.stopping.is_some() && self.core.live_leases_count() == 0 {
                 break;
             }
             tokio::select! {
@@ -262,14 +268,11 @@ impl Daemon {
                 }
             }
             Event::Stop { drain } => {
-                if !drain || self.stopping {
+                if !drain || self.stopping.is_some() {
                     // A second request means now.
-                    for lease in self.core.leases().map(|held| held.work().lease.id()) {
-                        let outcome = allmend_protocol::receipt::Outcome::Interrupted;
-                        self.running.stop(lease, outcome);
-                    }
+                    self.interrupt_work();
                 }
-                self.stopping = true;
+                self.stopping.get_or_insert_with(Instant::now);
                 self.draining.get_or_insert_with(|| "the node is stopping".to_owned());
                 inputs.push(Input::Local(self.capacity.state(self.draining.clone())));
             }
@@ -288,12 +291,28 @@ impl Daemon {
         for key in overdue {
             inputs.extend(self.held.remove(&key).map(|(_, input)| input));
         }
+        let patience = Duration::from_secs(self.local.config.timing.drain_timeout_s);
+        if self.stopping.is_some_and(|since| since.elapsed() > patience) {
+            self.interrupt_work();
+        }
+        if self.unpublished && self.published.elapsed() > PUBLISH_EVERY {
+            self.unpublished = false;
+            self.published = Instant::now();
+            self.journal.publish().await?;
+        }
         if self.housekeeping.elapsed() > HOUSEKEEPING_EVERY {
             self.housekeeping = Instant::now();
             self.keep_house(inputs).await?;
         }
         inputs.push(Input::Tick);
         Ok(())
+    }
+
+    /// Ends everything that runs here; each lease gets an `interrupted` receipt.
+    fn interrupt_work(&self) {
+        for lease in self.core.leases().map(|held| held.work().lease.id()) {
+            self.running.stop(lease, allmend_protocol::receipt::Outcome::Interrupted);
+        }
     }
 
     /// Tells the core of certificates that the network has accepted since.

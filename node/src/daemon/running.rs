@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stream::{Open, STREAM_FRAME_BYTES_MAX, Said, TOKEN_FRAME_BYTES_MAX};
 use super::{Event, Local};
+use crate::models::{Pin, Store};
 use crate::net::BulkStream;
 use crate::seal::ContentKey;
 use crate::worker::pipe::{Ended, FromWorker};
@@ -37,6 +38,7 @@ const INPUT_BYTES_MAX: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Running {
     local: Arc<Local>,
+    store: Store,
     pool: Pool,
     events: mpsc::Sender<Event>,
     leases: Arc<Mutex<BTreeMap<MessageId, Arc<Attempt>>>>,
@@ -62,14 +64,25 @@ struct State {
 }
 
 impl Running {
-    pub(crate) fn new(local: Arc<Local>, pool: Pool, events: mpsc::Sender<Event>) -> Running {
-        Running { local, pool, events, leases: Arc::default() }
+    pub(crate) fn new(
+        local: Arc<Local>,
+        store: Store,
+        pool: Pool,
+        events: mpsc::Sender<Event>,
+    ) -> Running {
+        Running { local, store, pool, events, leases: Arc::default() }
     }
 
     /// Has a worker load `model` before anybody asks for it.
     pub(crate) fn warm(&self, slot: u16, model: Digest, path: PathBuf) {
-        // A slot that is busy has a model loaded already.
-        let _ = self.pool.give(slot, Task::Warm { model, path });
+        let (store, pool) = (self.store.clone(), self.pool.clone());
+        tokio::spawn(async move {
+            match pin(store, model).await {
+                // A slot that is busy has a model loaded already.
+                Ok(_pin) => drop(pool.give(slot, Task::Warm { model, path })),
+                Err(why) => tracing::warn!(model = %model.short(), %why, "model not loaded"),
+            }
+        });
     }
 
     /// Expects home's stream for this lease.
@@ -139,8 +152,8 @@ impl Running {
     /// Serves a stream that a member opened.
     pub(crate) fn serve(&self, from: NodeId, mut stream: BulkStream) {
         let leases = Arc::clone(&self.leases);
-        let (local, events, pool) =
-            (Arc::clone(&self.local), self.events.clone(), self.pool.clone());
+        let (local, events) = (Arc::clone(&self.local), self.events.clone());
+        let (pool, store) = (self.pool.clone(), self.store.clone());
         tokio::spawn(async move {
             let Ok(Some(bytes)) = stream.read_frame(STREAM_FRAME_BYTES_MAX).await else { return };
             let open = match encoding::decode::<Open>(&bytes, STREAM_FRAME_BYTES_MAX) {
@@ -164,7 +177,8 @@ impl Running {
                         let salt = open.salt.0;
                         let forced = open.forced;
                         let attempt = Arc::clone(&attempt);
-                        tokio::spawn(run(attempt, pool, events, work, input, forced, salt));
+                        let job = Job { work, input, forced, salt };
+                        tokio::spawn(run(attempt, store, pool, events, job));
                     }
                     Err(why) => {
                         let ended = WorkEvent::Ended {
@@ -248,16 +262,32 @@ impl Attempt {
     }
 }
 
-/// Runs the worker and turns what it says into tokens, progress and an end.
-async fn run(
-    attempt: Arc<Attempt>,
-    pool: Pool,
-    events: mpsc::Sender<Event>,
+/// What a worker is given.
+struct Job {
     work: InferWork,
     input: InferInput,
     forced: Vec<u32>,
     salt: Vec<u8>,
+}
+
+/// Holds a model's file in place, verified. Hashing it takes a while the first time.
+async fn pin(store: Store, model: Digest) -> Result<Pin, String> {
+    match tokio::task::spawn_blocking(move || store.pin(&model, &())).await {
+        Ok(Ok(pin)) => Ok(pin),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the model could not be verified".to_owned()),
+    }
+}
+
+/// Runs the worker and turns what it says into tokens, progress and an end.
+async fn run(
+    attempt: Arc<Attempt>,
+    store: Store,
+    pool: Pool,
+    events: mpsc::Sender<Event>,
+    job: Job,
 ) {
+    let Job { work, input, forced, salt } = job;
     let lease = attempt.work.lease.id();
     let forced_tokens = forced.len() as u64;
     let mut ids = forced.clone();
@@ -273,7 +303,11 @@ async fn run(
     });
     let mut licence = None;
     let mut done = 0u32;
-    let ended = if pool.give(attempt.work.lease.slot, task).is_err() {
+    // The file is the one that its digest names, and stays while it is used.
+    let pinned = pin(store, attempt.work.job.model).await;
+    let ended = if let Err(why) = &pinned {
+        Ended::Failed { permanent: false, why: why.clone() }
+    } else if pool.give(attempt.work.lease.slot, task).is_err() {
         Ended::Failed { permanent: false, why: "the slot's worker is busy".to_owned() }
     } else {
         loop {

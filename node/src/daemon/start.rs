@@ -207,14 +207,14 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         layout,
         started: Instant::now(),
     });
-    let running = Running::new(Arc::clone(&local), pool, events.clone());
+    let running = Running::new(Arc::clone(&local), capacity.store().clone(), pool, events.clone());
     let found = DaemonInfo {
         pid: std::process::id(),
         node,
         bulk: bulk_addresses(&listening),
         control: control_addresses(&listening, node),
     };
-    let daemon = Daemon {
+    let mut daemon = Daemon {
         core,
         journal,
         net,
@@ -229,11 +229,14 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         streams: BTreeMap::new(),
         held: BTreeMap::new(),
         draining: None,
-        stopping: false,
+        stopping: None,
+        unpublished: false,
+        published: Instant::now(),
         housekeeping: Instant::now(),
         local: Arc::clone(&local),
     };
     daemon.publish_membership().await?;
+    daemon.finish_results();
     daemon.warm_models();
     tokio::spawn(on_signals(events));
     let path = local.layout.daemon_file();

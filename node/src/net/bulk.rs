@@ -67,7 +67,7 @@ impl Commons {
 /// The bulk plane of one node.
 pub(super) struct Bulk {
     commons: Arc<Commons>,
-    /// `None` where UDP is disabled.
+    /// `None` where not even this machine's clients are served.
     endpoint: Option<Endpoint>,
     /// Whether members use it too, or clients on this machine alone.
     members: bool,
@@ -379,6 +379,9 @@ async fn greet(bulk: Arc<Bulk>, connection: Connection) {
         return refuse(code::WRONG_PROTOCOL, "not an Ed25519 identity");
     };
     match protocol.as_slice() {
+        tls::ALPN_BULK | tls::ALPN_PROBE if !bulk.members => {
+            refuse(code::WRONG_PROTOCOL, "for local clients only");
+        }
         tls::ALPN_BULK => {
             let node = NodeId::from_bytes(key);
             if bulk.commons.admissions.current(&node).is_none() {

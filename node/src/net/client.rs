@@ -225,9 +225,9 @@ mod tests {
         assert!(known.become_known());
         assert!(standings[0].become_known());
         drop((standings, known));
-        assert!(clients.lock().by_key.is_empty());
-        assert!(clients.lock().unknown_by_ip.is_empty());
-        assert_eq!((clients.lock().known, clients.lock().unknown), (0, 0));
+        let counts = clients.lock();
+        assert!(counts.by_key.is_empty() && counts.unknown_by_ip.is_empty());
+        assert_eq!((counts.known, counts.unknown), (0, 0));
     }
 
     #[test]

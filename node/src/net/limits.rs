@@ -118,6 +118,10 @@ pub const BULK_STREAMS_MAX: u32 = 64;
 pub const CLIENT_STREAMS_MAX: u32 = 16;
 /// Bulk substreams that one member may have open over its control connections.
 pub const FALLBACK_STREAMS_MAX: usize = 32;
+/// Bytes read and forgotten of a substream that is dropped before its end: a grown yamux window.
+pub const DRAIN_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// How long that may take.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bulk connections kept per member: one that each side dialled.
 pub const BULK_CONNECTIONS_PER_PEER_MAX: usize = 2;
 /// Keep-alive of a bulk connection.

@@ -6,16 +6,26 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
+use tokio::{
+    io::{
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf,
+        ReadHalf, WriteHalf,
+    },
+    runtime::Handle,
+    time::timeout,
+};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _};
 
 use super::{
     NetError,
+    limits::{DRAIN_BYTES_MAX, DRAIN_TIMEOUT},
     tap::{Direction, StreamTap},
 };
 
@@ -49,6 +59,8 @@ pub struct BulkReader {
     io: ReadIo,
     /// The frame being received; survives a cancelled [`BulkReader::read_frame`].
     partial: Vec<u8>,
+    ended: bool,
+    ends: Arc<Ends>,
     tap: Option<StreamTap>,
     via: Via,
     _slot: Slot,
@@ -57,9 +69,19 @@ pub struct BulkReader {
 /// The sending half of a [`BulkStream`].
 pub struct BulkWriter {
     io: WriteIo,
+    ends: Arc<Ends>,
     tap: Option<StreamTap>,
     via: Via,
     _slot: Slot,
+}
+
+/// What each half of a control stream has to know of the other. yamux resets a stream that is
+/// dropped unfinished, but a finished one it forgets, and a peer that waits for room to send more
+/// would wait for ever; QUIC tells it to stop.
+#[derive(Debug, Default)]
+struct Ends {
+    finished: AtomicBool,
+    reader_gone: AtomicBool,
 }
 
 /// Held while a stream lives; its drop frees whatever bound the stream counts against.
@@ -67,7 +89,8 @@ pub(super) type Slot = Option<Arc<dyn Send + Sync>>;
 
 enum ReadIo {
     Quic(quinn::RecvStream),
-    Control(ReadHalf<Compat<libp2p::Stream>>),
+    /// `None` only while being dropped.
+    Control(Option<ReadHalf<Compat<libp2p::Stream>>>),
     Local(ReadHalf<DuplexStream>),
 }
 
@@ -88,7 +111,13 @@ impl BulkStream {
 
     pub(super) fn control(stream: libp2p::Stream, tap: Option<StreamTap>, slot: Slot) -> Self {
         let (read, write) = tokio::io::split(stream.compat());
-        Self::join(ReadIo::Control(read), WriteIo::Control(write), Via::ControlStream, tap, slot)
+        Self::join(
+            ReadIo::Control(Some(read)),
+            WriteIo::Control(write),
+            Via::ControlStream,
+            tap,
+            slot,
+        )
     }
 
     /// Two ends of a stream within this process.
@@ -103,14 +132,17 @@ impl BulkStream {
     }
 
     fn join(read: ReadIo, write: WriteIo, via: Via, tap: Option<StreamTap>, slot: Slot) -> Self {
+        let ends = Arc::new(Ends::default());
         let reader = BulkReader {
             io: read,
             partial: Vec::new(),
+            ended: false,
+            ends: Arc::clone(&ends),
             tap: tap.clone(),
             via,
             _slot: slot.clone(),
         };
-        let writer = BulkWriter { io: write, tap, via, _slot: slot };
+        let writer = BulkWriter { io: write, ends, tap, via, _slot: slot };
         Self { reader, writer }
     }
 
@@ -188,13 +220,15 @@ impl BulkReader {
             let missing = u64::try_from(missing).unwrap_or(u64::MAX);
             let read = match &mut self.io {
                 ReadIo::Quic(io) => io.take(missing).read_buf(&mut self.partial).await?,
-                ReadIo::Control(io) => io.take(missing).read_buf(&mut self.partial).await?,
+                ReadIo::Control(Some(io)) => io.take(missing).read_buf(&mut self.partial).await?,
+                ReadIo::Control(None) => 0,
                 ReadIo::Local(io) => io.take(missing).read_buf(&mut self.partial).await?,
             };
             if let Some(tap) = &self.tap {
                 tap.piece(Direction::In, &self.partial[self.partial.len() - read..]);
             }
             if read == 0 {
+                self.ended = true;
                 if self.partial.is_empty() {
                     return Ok(None);
                 }
@@ -257,10 +291,14 @@ impl AsyncRead for BulkReader {
         let before = buffer.filled().len();
         let outcome = match &mut self.io {
             ReadIo::Quic(io) => AsyncRead::poll_read(Pin::new(io), cx, buffer),
-            ReadIo::Control(io) => Pin::new(io).poll_read(cx, buffer),
+            ReadIo::Control(Some(io)) => Pin::new(io).poll_read(cx, buffer),
+            ReadIo::Control(None) => Poll::Ready(Ok(())),
             ReadIo::Local(io) => Pin::new(io).poll_read(cx, buffer),
         };
         ready!(outcome)?;
+        if buffer.filled().len() == before && buffer.remaining() > 0 {
+            self.ended = true;
+        }
         if let Some(tap) = &self.tap {
             tap.piece(Direction::In, &buffer.filled()[before..]);
         }
@@ -295,12 +333,36 @@ impl AsyncWrite for BulkWriter {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let reader_gone = self.ends.reader_gone.load(Ordering::SeqCst);
         match &mut self.io {
             WriteIo::Quic(io) => Pin::new(io).poll_shutdown(cx),
-            WriteIo::Control(io) => Pin::new(io).poll_shutdown(cx),
+            // Left unfinished, the stream is reset when dropped, which is what the peer must see.
+            WriteIo::Control(io) if reader_gone => Pin::new(io).poll_flush(cx),
+            WriteIo::Control(io) => {
+                ready!(Pin::new(io).poll_shutdown(cx))?;
+                self.ends.finished.store(true, Ordering::SeqCst);
+                Poll::Ready(Ok(()))
+            }
             WriteIo::Local(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
+}
+
+impl Drop for BulkReader {
+    fn drop(&mut self) {
+        self.ends.reader_gone.store(true, Ordering::SeqCst);
+        let ReadIo::Control(io) = &mut self.io else { return };
+        let unread = !self.ended && self.ends.finished.load(Ordering::SeqCst);
+        if let (true, Some(io), Ok(runtime)) = (unread, io.take(), Handle::try_current()) {
+            // Making room once suffices: what arrives after the drop is answered by a reset.
+            runtime.spawn(timeout(DRAIN_TIMEOUT, drain(io)));
+        }
+    }
+}
+
+/// Reads and forgets what the peer was still allowed to send.
+async fn drain(io: ReadHalf<Compat<libp2p::Stream>>) {
+    tokio::io::copy(&mut io.take(DRAIN_BYTES_MAX), &mut tokio::io::sink()).await.ok();
 }
 
 impl AsyncRead for BulkStream {

@@ -183,13 +183,12 @@ impl ConnectionHandler for Handler {
         event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol, (), Opened>,
     ) {
         match event {
+            // A stream too many is dropped, which resets it.
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: stream,
                 ..
-            }) => {
-                if self.inbound.len() < FALLBACK_STREAMS_MAX {
-                    self.inbound.push_back(stream);
-                }
+            }) if self.inbound.len() < FALLBACK_STREAMS_MAX => {
+                self.inbound.push_back(stream);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream,

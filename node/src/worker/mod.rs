@@ -109,6 +109,18 @@ fn run(
 ) -> io::Result<Ended> {
     let started = Instant::now();
     let request = request(work, input, forced);
+    // Home pays for no more prompt than the job announced; more would be unpaid work.
+    match engine.count_tokens(&request.input, request.clock) {
+        Ok(tokens) if tokens as u64 > u64::from(work.prompt_tokens_max) => {
+            let why = format!(
+                "the prompt has {tokens} tokens, the job announced at most {}",
+                work.prompt_tokens_max
+            );
+            return Ok(Ended::Failed { permanent: true, why });
+        }
+        Ok(_) => {}
+        Err(error) => return Ok(failed(&error)),
+    }
     let mut broken: Option<io::Error> = None;
     let outcome = engine.generate(&request, &mut |event| {
         if cancel.load(Ordering::Acquire) {

@@ -1,5 +1,5 @@
 //! Members on loopback sockets for the tests of `node::net`.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::{
     collections::BTreeMap,

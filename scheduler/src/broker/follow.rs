@@ -1,13 +1,14 @@
 //! Following an attempt from its lease to its receipt, and giving it up.
 
 use allmend_protocol::envelope::Verified;
-use allmend_protocol::ids::MessageId;
+use allmend_protocol::ids::{Digest, MessageId};
 use allmend_protocol::lease::{CancelWhy, Lease, LeaseRenewal};
 use allmend_protocol::message::AnyMessage;
 use allmend_protocol::receipt::{Outcome, Receipt};
+use allmend_protocol::time::DurationMs;
 
 use super::job::Stage;
-use super::{Broker, PLAN_GAP_MIN, send_cancel};
+use super::{Broker, PLAN_GAP_MIN, WAKE_SPREAD_MS, send_cancel};
 use crate::ctx::Ctx;
 use crate::io::{Effect, JobOutcomeRecord, Record};
 use crate::ledger::{Ledger, ReceiptNews};
@@ -51,6 +52,7 @@ impl Broker {
         if (in_time && !dearer) || careless {
             attempt.over = None;
             attempt.heard = ctx.now;
+            attempt.leased_at = Some(ctx.now);
             job.stage = Stage::Working;
             job.why = format!("running on {}", lease.signer.short());
             ctx.out.push(Effect::OpenStream {
@@ -228,8 +230,10 @@ impl Broker {
             let Some(attempt) = job.live_attempt_mut() else { continue };
             attempt.heard = ctx.now;
             attempt.resend_at = ctx.now;
+            attempt.leased_at = attempt.lease.as_ref().map(|_| ctx.now);
             let (number, node) = (attempt.assign.attempt, attempt.node());
             let lease = attempt.lease.as_ref().map(Verified::id);
+            self.busy.insert(id);
             job.stage = Stage::Working;
             job.why = match lease {
                 Some(_) => format!("running on {}", node.short()),
@@ -275,13 +279,25 @@ impl Broker {
         match job.stage {
             Stage::Asking { until } if ctx.now >= until => self.answers_are_due(ctx, ledger, id),
             Stage::Waiting { until } => {
-                let changed = job.generation != ctx.view.generation()
-                    && ctx.now >= job.planned_at.plus(PLAN_GAP_MIN);
-                if ctx.now >= until || changed {
+                let generation = ctx.view.generation();
+                if job.wake_at.is_none() && job.generation != generation {
+                    let wake_at = ctx.now.plus(wake_after(ctx, generation));
+                    job.wake_at = Some(wake_at.max(job.planned_at.plus(PLAN_GAP_MIN)));
+                }
+                if ctx.now >= until || job.wake_at.is_some_and(|wake_at| ctx.now >= wake_at) {
                     self.plan(ctx, ledger, id);
                 }
             }
             Stage::Asking { .. } | Stage::Working => {}
         }
     }
+}
+
+/// A time of this home's own for looking at its waiting jobs, drawn by hash.
+fn wake_after(ctx: &Ctx<'_>, generation: u64) -> DurationMs {
+    let mut bytes = ctx.me.node.as_bytes().to_vec();
+    bytes.extend_from_slice(&generation.to_be_bytes());
+    let digest = Digest::of(&bytes);
+    let [a, b, ..] = *digest.as_bytes();
+    DurationMs::from_ms(u64::from(u16::from_be_bytes([a, b])) % WAKE_SPREAD_MS)
 }

@@ -41,6 +41,8 @@ pub struct Job {
     pub(crate) backoff: DurationMs,
     pub(crate) planned_at: Timestamp,
     pub(crate) generation: u64,
+    /// When to look again after a change of the view.
+    pub(crate) wake_at: Option<Timestamp>,
 }
 
 /// One attempt.
@@ -54,6 +56,8 @@ pub(crate) struct Attempt {
     // Not journaled.
     /// When the node last showed that it is at work.
     pub(crate) heard: Timestamp,
+    /// When its lease was heard of in this life of the process.
+    pub(crate) leased_at: Option<Timestamp>,
     /// The last renewal counted.
     pub(crate) renewal: u32,
     pub(crate) resend_at: Timestamp,
@@ -117,6 +121,7 @@ impl Job {
             backoff: BACKOFF_MIN,
             planned_at: Timestamp::ZERO,
             generation: 0,
+            wake_at: None,
         }
     }
 
@@ -195,6 +200,7 @@ impl Attempt {
             lease: None,
             over: None,
             heard,
+            leased_at: None,
             renewal: 0,
             resend_at: heard,
             undelivered: 0,

@@ -10,6 +10,7 @@ use allmend_protocol::offer::{Offer, Probe, Reason, ReasonClass};
 use allmend_protocol::time::Timestamp;
 
 use super::job::{Attempt, Job, Stage};
+use super::promised::Promised;
 use super::{BACKOFF_MAX, BACKOFF_MIN, Broker};
 use crate::ctx::Ctx;
 use crate::filter::{Has, Needs, may_pass, price_max, unfit};
@@ -26,6 +27,9 @@ const LOCAL_PREFERENCE_MICROS: i64 = 250_000;
 /// the others for ever.
 const ASK_BEST: usize = 2;
 
+/// So many different reasons fit into one sentence.
+const REASONS_TOLD_MAX: usize = 3;
+
 /// A job's last survey is kept for people up to so many nodes.
 const CONSIDERED_MAX: usize = 64;
 
@@ -33,6 +37,7 @@ const CONSIDERED_MAX: usize = 64;
 pub(crate) fn survey(
     ctx: &Ctx<'_>,
     needs: &Needs<'_>,
+    promised: &Promised,
 ) -> BTreeMap<NodeId, Result<i64, Vec<Reason>>> {
     let mut survey = BTreeMap::new();
     for (node, known) in ctx.view.iter() {
@@ -41,7 +46,8 @@ pub(crate) fn survey(
             let text = "the node has signed two contradicting adverts";
             Err(vec![Reason::new(ReasonClass::Chain, text)])
         } else {
-            let has = Has::advertised(&known.advert, cert.signer, cert.jurisdiction);
+            let mut has = Has::advertised(&known.advert, cert.signer, cert.jurisdiction);
+            has.slots_free = promised.left(*node, has.slots_free);
             let mut reasons = unfit(ctx.now, needs, &has);
             if reasons.is_empty() && !ctx.view.is_reachable(ctx.now, *node) {
                 let text = "the node could not be reached";
@@ -58,6 +64,7 @@ pub(crate) fn survey(
 impl Broker {
     /// Moves a job without a live attempt on: assigns, asks, waits, or ends it.
     pub(super) fn plan(&mut self, ctx: &mut Ctx<'_>, ledger: &mut Ledger, id: MessageId) {
+        let promised = self.promised(ctx, Some(id));
         let Some(job) = self.jobs.get_mut(&id) else { return };
         if job.over.is_some() || job.live_attempt().is_some() {
             return;
@@ -73,10 +80,11 @@ impl Broker {
             return self.end(ctx, ledger, id, JobOutcomeRecord::Failed, why);
         }
         job.planned_at = ctx.now;
+        job.wake_at = None;
         job.generation = ctx.view.generation();
         let spent = job.grant.as_ref().map(|grant| ledger.spent(grant.id()));
         let budget = job.spec.cap.less(spent.unwrap_or_default());
-        let survey = survey(ctx, &job.needs(budget));
+        let survey = survey(ctx, &job.needs(budget), &promised);
         job.note_considered(ctx.now, &survey);
 
         if let Some((node, offer)) = job.offer_on_file(ctx.now, &survey) {
@@ -108,10 +116,7 @@ impl Broker {
                 job.wait(ctx, "waiting to hear from the other nodes".to_owned());
             }
             None => {
-                let why = match job.considered.first() {
-                    Some(first) => format!("no node may or will run it; {}", first.verdict),
-                    None => "no node is known".to_owned(),
-                };
+                let why = job.no_node(&survey);
                 self.end(ctx, ledger, id, JobOutcomeRecord::Refused, why);
             }
         }
@@ -137,6 +142,7 @@ impl Broker {
         let names: Vec<String> = nodes.iter().map(NodeId::short).collect();
         job.why = format!("asking {}", names.join(", "));
         job.stage = Stage::Asking { until: ctx.now.plus(ctx.timing().probe_wait_ms) };
+        self.busy.insert(id);
         ctx.out.push(Effect::JobChanged { job: id });
     }
 
@@ -197,6 +203,7 @@ impl Broker {
         job.stage = Stage::Working;
         job.why = format!("given to {}, waiting for its lease", node.short());
         job.send_assign(ctx, number);
+        self.busy.insert(id);
         ctx.out.push(Effect::JobChanged { job: id });
     }
 }
@@ -278,6 +285,34 @@ impl Job {
         };
         picks.extend(others.into_iter().map(|(node, _)| node).min_by_key(draw));
         picks
+    }
+
+    /// Why no node will do, the commonest reason first.
+    fn no_node(&self, survey: &BTreeMap<NodeId, Result<i64, Vec<Reason>>>) -> String {
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for (node, verdict) in survey {
+            let words = match verdict {
+                // What does not pass says more than that a slot is taken.
+                Err(reasons) => reasons
+                    .iter()
+                    .find(|reason| !reason.class.passes())
+                    .or(reasons.first())
+                    .map_or(String::new(), Reason::to_string),
+                Ok(_) => self.answers.get(node).map_or(String::new(), |a| a.verdict.clone()),
+            };
+            *counts.entry(words).or_default() += 1;
+        }
+        let mut counts: Vec<(String, u32)> = counts.into_iter().collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let told = counts.iter().take(REASONS_TOLD_MAX).map(|(words, count)| match count {
+            1 => format!("1 node: {words}"),
+            _ => format!("{count} nodes: {words}"),
+        });
+        let told: Vec<String> = told.collect();
+        if told.is_empty() {
+            return "no node is known".to_owned();
+        }
+        format!("no node may or will run it; {}", told.join("; "))
     }
 
     fn may_ask(&self, now: Timestamp, node: NodeId) -> bool {

@@ -82,13 +82,9 @@ impl Core {
                 Entry::Private(record) => core.replay_record(record, &mut assigned)?,
             }
         }
+        core.incarnation =
+            core.incarnation.checked_add(1).ok_or(RecoverError::IncarnationsUsedUp)?;
         let faults = core.settings.faults;
-        if faults.fence_reused_after_restart && core.incarnation > 0 {
-            core.book.reset_fences();
-        } else {
-            core.incarnation =
-                core.incarnation.checked_add(1).ok_or(RecoverError::IncarnationsUsedUp)?;
-        }
         if faults.attempt_reused_after_restart {
             core.broker.forget_attempts();
         }

@@ -13,7 +13,7 @@ use allmend_protocol::units::Jurisdiction;
 use serde::Serialize;
 
 use super::{Core, Counters};
-use crate::broker::survey;
+use crate::broker::{Promised, survey};
 use crate::filter::Needs;
 use crate::io::JobView;
 use crate::leasebook::{Held, LeaseBook};
@@ -154,7 +154,9 @@ impl Core {
             deadline: spec.deadline,
         };
         let mut nothing = Vec::new();
-        let mut verdicts: BTreeMap<_, _> = survey(&self.read_only(now, &mut nothing), &needs);
+        let promised = Promised::default();
+        let ctx = self.read_only(now, &mut nothing);
+        let mut verdicts: BTreeMap<_, _> = survey(&ctx, &needs, &promised);
         for cert in self.roster.nodes() {
             if self.roster.node_at(now, cert.node).is_ok() {
                 verdicts.entry(cert.node).or_insert_with(|| {

@@ -117,6 +117,11 @@ pub(super) fn check_grant(
         (grant.deadline <= job.deadline, Chain, "the grant outlives the job's deadline"),
         (grant.deadline <= cert.expires, Chain, "the grant outlives the researcher's certificate"),
         (grant.deadline <= home_expiry, Chain, "the grant outlives the home node's certificate"),
+        (
+            grant.settle_by <= grant.deadline.plus(ctx.timing().settle_slack_ms),
+            Chain,
+            "the grant settles later than the charter's slack",
+        ),
         (grant.issued <= latest && assign.issued <= latest, Chain, "it claims to be of the future"),
         (in_time, Deadline, "the time to answer the assignment has passed"),
     ];

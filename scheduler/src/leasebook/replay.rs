@@ -79,9 +79,4 @@ impl LeaseBook {
             }
         }
     }
-
-    /// The deliberate fault: fences counted from one again.
-    pub(crate) fn reset_fences(&mut self) {
-        self.sequence = 0;
-    }
 }

@@ -44,8 +44,10 @@ impl LeaseBook {
             return refuse(ctx, assign.signer, assign.id(), assign.job, no);
         }
         self.sequence += 1;
-        let fence =
-            Fence { epoch: ctx.me.epoch, incarnation: ctx.incarnation, sequence: self.sequence };
+        // The deliberate fault: as if no start were counted.
+        let careless = ctx.settings.faults.fence_reused_after_restart;
+        let incarnation = if careless { 1 } else { ctx.incarnation };
+        let fence = Fence { epoch: ctx.me.epoch, incarnation, sequence: self.sequence };
         let lease = ctx.sign(Lease {
             federation: ctx.me.federation,
             signer: ctx.me.node,

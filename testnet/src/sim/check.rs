@@ -42,7 +42,7 @@ fn broken(rule: &'static str, what: impl Into<String>) -> Verdict {
 
 /// What all logs say together.
 #[derive(Debug, Default)]
-pub struct Checker {
+pub(crate) struct Checker {
     jobs: BTreeMap<MessageId, Verified<JobSpec>>,
     grants: BTreeMap<MessageId, Verified<Grant>>,
     assigns: BTreeMap<(MessageId, u16), Verified<Assign>>,
@@ -63,7 +63,7 @@ pub struct Checker {
 
 impl Checker {
     /// A node appends `entry` when its clock says `clock` and its owner's policy is `policy`.
-    pub fn appended(
+    pub(crate) fn appended(
         &mut self,
         federation: &Federation,
         node: usize,
@@ -97,7 +97,7 @@ impl Checker {
     }
 
     /// A node publishes an advert: one per place in its sequence (S7).
-    pub fn published(
+    pub(crate) fn published(
         &mut self,
         advert: &Verified<allmend_protocol::advert::CapacityAdvert>,
     ) -> Verdict {
@@ -111,7 +111,13 @@ impl Checker {
     }
 
     /// A home opens the stream of an attempt: it follows only what it has not given up (S5).
-    pub fn followed(&self, clock: Timestamp, job: MessageId, attempt: u16, again: bool) -> Verdict {
+    pub(crate) fn followed(
+        &self,
+        clock: Timestamp,
+        job: MessageId,
+        attempt: u16,
+        again: bool,
+    ) -> Verdict {
         if self.attempts_over.contains(&(job, attempt)) || self.jobs_over.contains(&job) {
             return broken(
                 "S5",
@@ -128,7 +134,7 @@ impl Checker {
     }
 
     /// What a home must have set aside: the caps of the grants in its journal without settlement.
-    pub fn escrow_in<'a>(entries: impl Iterator<Item = &'a Entry>) -> u128 {
+    pub(crate) fn escrow_in<'a>(entries: impl Iterator<Item = &'a Entry>) -> u128 {
         let mut open = BTreeMap::new();
         for entry in entries {
             match entry {
@@ -145,7 +151,7 @@ impl Checker {
     }
 
     /// S6 over all logs: what institutions pay is what institutions are paid.
-    pub fn balance(&self) -> Verdict {
+    pub(crate) fn balance(&self) -> Verdict {
         let sum = |sides: &BTreeMap<InstitutionId, u128>| sides.values().sum::<u128>();
         let (debits, credits) = (sum(&self.debits), sum(&self.credits));
         if debits == credits {
@@ -156,13 +162,13 @@ impl Checker {
     }
 
     /// The grants that nobody has settled.
-    pub fn unsettled(&self) -> Vec<MessageId> {
+    pub(crate) fn unsettled(&self) -> Vec<MessageId> {
         let open = |grant: &&MessageId| !self.settlements.contains_key(*grant);
         self.grants.keys().filter(open).copied().collect()
     }
 
     /// Forgets a grant that a crash took before anybody heard of it.
-    pub fn lost(&mut self, entry: &Entry) {
+    pub(crate) fn lost(&mut self, entry: &Entry) {
         if let Entry::Leaf(AnyMessage::Grant(grant)) = entry
             && !self.assigns.values().any(|assign| assign.grant == grant.id())
         {
@@ -171,7 +177,7 @@ impl Checker {
     }
 
     /// How many leases and settlements there are.
-    pub fn counts(&self) -> (u64, u64) {
+    pub(crate) fn counts(&self) -> (u64, u64) {
         (self.leases.len() as u64, self.settlements.len() as u64)
     }
 

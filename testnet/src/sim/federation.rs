@@ -12,58 +12,58 @@ use allmend_protocol::units::Jurisdiction;
 use ed25519_dalek::SigningKey;
 
 /// Institutions.
-pub const INSTITUTIONS: usize = 8;
+pub(crate) const INSTITUTIONS: usize = 8;
 /// Nodes of each; the first is home to its researcher.
-pub const NODES_PER_INSTITUTION: usize = 4;
+pub(crate) const NODES_PER_INSTITUTION: usize = 4;
 /// Nodes in all.
-pub const NODES: usize = INSTITUTIONS * NODES_PER_INSTITUTION;
+pub(crate) const NODES: usize = INSTITUTIONS * NODES_PER_INSTITUTION;
 /// The simulation's beginning on a true clock.
-pub const START: Timestamp = Timestamp::from_ms(1_795_422_000_000);
+pub(crate) const START: Timestamp = Timestamp::from_ms(1_795_422_000_000);
 /// How far honest clocks may differ from one another.
-pub const SKEW_MS: u64 = 2_000;
+pub(crate) const SKEW_MS: u64 = 2_000;
 
 const JURISDICTIONS: [&str; INSTITUTIONS] = ["CH", "NO", "DE", "CH", "FR", "NO", "DE", "IT"];
 
 /// Everything that does not change between seeds.
 #[derive(Debug)]
-pub struct Federation {
+pub(crate) struct Federation {
     /// All members.
-    pub roster: Roster,
+    pub(crate) roster: Roster,
     /// Which federation.
-    pub id: FederationId,
+    pub(crate) id: FederationId,
     /// Institutions by index.
-    pub institutions: Vec<InstitutionId>,
+    pub(crate) institutions: Vec<InstitutionId>,
     /// Where each institution and its nodes are.
-    pub jurisdictions: Vec<Jurisdiction>,
+    pub(crate) jurisdictions: Vec<Jurisdiction>,
     /// Node keys by index.
-    pub node_keys: Vec<SigningKey>,
+    pub(crate) node_keys: Vec<SigningKey>,
     /// Nodes by index; node `i` belongs to institution `i / NODES_PER_INSTITUTION`.
-    pub nodes: Vec<NodeId>,
+    pub(crate) nodes: Vec<NodeId>,
     /// Researcher keys, one per institution.
-    pub researcher_keys: Vec<SigningKey>,
+    pub(crate) researcher_keys: Vec<SigningKey>,
     /// Their certificates.
-    pub researcher_certs: Vec<Verified<ResearcherCert>>,
+    pub(crate) researcher_certs: Vec<Verified<ResearcherCert>>,
 }
 
 impl Federation {
     /// The one federation of all simulations.
-    pub fn shared() -> &'static Federation {
+    pub(crate) fn shared() -> &'static Federation {
         static SHARED: OnceLock<Federation> = OnceLock::new();
         SHARED.get_or_init(Federation::build)
     }
 
     /// The index of the institution that runs node `index`.
-    pub fn institution_of(&self, index: usize) -> usize {
+    pub(crate) fn institution_of(&self, index: usize) -> usize {
         index / NODES_PER_INSTITUTION
     }
 
     /// The node that is home to the researcher of an institution.
-    pub fn home_of(&self, institution: usize) -> usize {
+    pub(crate) fn home_of(&self, institution: usize) -> usize {
         institution * NODES_PER_INSTITUTION
     }
 
     /// A node's index.
-    pub fn index_of(&self, node: NodeId) -> Option<usize> {
+    pub(crate) fn index_of(&self, node: NodeId) -> Option<usize> {
         self.nodes.iter().position(|known| *known == node)
     }
 

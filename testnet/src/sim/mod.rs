@@ -16,7 +16,6 @@ mod world;
 
 pub use allmend_scheduler::core::Faults;
 pub use check::Violation;
-pub use draw::Draw;
 pub use soak::{Soaked, soak};
 
 use serde::Serialize;

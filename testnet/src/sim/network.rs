@@ -5,7 +5,7 @@ use super::federation::NODES;
 
 /// What happens to messages under way.
 #[derive(Clone, Debug)]
-pub struct Network {
+pub(crate) struct Network {
     draw: Draw,
     /// Messages lost, out of a thousand.
     loss: u64,
@@ -19,7 +19,7 @@ pub struct Network {
 
 /// What becomes of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// It arrives after so long, and perhaps once more.
     Arrives {
         /// In milliseconds.
@@ -33,13 +33,13 @@ pub enum Fate {
 
 impl Network {
     /// A network as bad as the seed says.
-    pub fn new(mut draw: Draw) -> Network {
-        let (loss, duplicates, slow) = (draw.below(200), draw.below(100), draw.below(60));
+    pub(crate) fn new(mut draw: Draw) -> Network {
+        let (loss, duplicates, slow) = (draw.below(200), draw.below(100), draw.below(100));
         Network { draw, loss, duplicates, slow, sides: None }
     }
 
     /// Splits the nodes in two.
-    pub fn split(&mut self) {
+    pub(crate) fn split(&mut self) {
         let mut sides = [false; NODES];
         let share = self.draw.within(100, 900);
         for side in &mut sides {
@@ -49,23 +49,23 @@ impl Network {
     }
 
     /// Joins the sides again.
-    pub fn join(&mut self) {
+    pub(crate) fn join(&mut self) {
         self.sides = None;
     }
 
     /// No more loss, repeats or splits.
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.join();
         (self.loss, self.duplicates, self.slow) = (0, 0, 0);
     }
 
     /// Whether two nodes are on the same side.
-    pub fn joined(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn joined(&self, a: usize, b: usize) -> bool {
         self.sides.is_none_or(|sides| sides[a] == sides[b])
     }
 
     /// Draws the fate of a message between two nodes.
-    pub fn fate(&mut self, from: usize, to: usize) -> Fate {
+    pub(crate) fn fate(&mut self, from: usize, to: usize) -> Fate {
         if from == to {
             return Fate::Arrives { after: 0, again: None };
         }
@@ -78,7 +78,7 @@ impl Network {
     }
 
     /// How long something on an open stream takes.
-    pub fn delay(&mut self) -> u64 {
+    pub(crate) fn delay(&mut self) -> u64 {
         if !self.draw.per_mille(self.slow) {
             self.draw.within(1, 60)
         } else if self.draw.per_mille(700) {
@@ -90,7 +90,7 @@ impl Network {
     }
 
     /// Whether the sender learns that a message was lost.
-    pub fn loss_is_noticed(&mut self) -> bool {
+    pub(crate) fn loss_is_noticed(&mut self) -> bool {
         self.draw.per_mille(400)
     }
 }

@@ -20,7 +20,7 @@ const MODELS: [Digest; 3] = [
 ];
 
 /// A machine: small, and of any kind.
-pub fn machine(draw: &mut Draw, is_home: bool) -> LocalState {
+pub(crate) fn machine(draw: &mut Draw, is_home: bool) -> LocalState {
     let mut models = Vec::new();
     let mut fetchable = Vec::new();
     for digest in MODELS {
@@ -50,7 +50,7 @@ pub fn machine(draw: &mut Draw, is_home: bool) -> LocalState {
 }
 
 /// Something about a machine changes.
-pub fn machine_changes(draw: &mut Draw, local: &mut LocalState) {
+pub(crate) fn machine_changes(draw: &mut Draw, local: &mut LocalState) {
     match draw.below(4) {
         0 => local.draining = Some("maintenance".into()),
         1 => local.disk_full = Some("the log's disk is full".into()),
@@ -60,7 +60,7 @@ pub fn machine_changes(draw: &mut Draw, local: &mut LocalState) {
 }
 
 /// An owner's rules.
-pub fn policy(draw: &mut Draw, federation: &Federation) -> OperatorPolicy {
+pub(crate) fn policy(draw: &mut Draw, federation: &Federation) -> OperatorPolicy {
     let open = "[[allow]]\nname = 'everybody'\ninstitutions = ['*']\n";
     let text = match draw.below(10) {
         0 => String::new(),
@@ -78,7 +78,7 @@ pub fn policy(draw: &mut Draw, federation: &Federation) -> OperatorPolicy {
 }
 
 /// A researcher's job, asked for at `now`.
-pub fn job(
+pub(crate) fn job(
     draw: &mut Draw,
     federation: &Federation,
     institution: usize,
@@ -121,7 +121,7 @@ pub fn job(
 }
 
 /// The researcher's wish to stop it.
-pub fn cancel(
+pub(crate) fn cancel(
     federation: &Federation,
     job: &Verified<JobSpec>,
     now: Timestamp,

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 /// A running digest over lines of text, and the lines when asked for.
 #[derive(Debug)]
-pub struct Trace {
+pub(crate) struct Trace {
     hasher: Sha256,
     line: String,
     kept: Option<Vec<String>>,
@@ -14,12 +14,12 @@ pub struct Trace {
 
 impl Trace {
     /// A new trace; with `keep`, its lines can be read afterwards.
-    pub fn new(keep: bool) -> Trace {
+    pub(crate) fn new(keep: bool) -> Trace {
         Trace { hasher: Sha256::new(), line: String::new(), kept: keep.then(Vec::new) }
     }
 
     /// Adds one line.
-    pub fn line(&mut self, args: std::fmt::Arguments<'_>) {
+    pub(crate) fn line(&mut self, args: std::fmt::Arguments<'_>) {
         self.line.clear();
         // Writing to a string cannot fail.
         let _ = self.line.write_fmt(args);
@@ -31,7 +31,7 @@ impl Trace {
     }
 
     /// SHA-256 over all lines in hexadecimal, and the lines if they were kept.
-    pub fn finish(self) -> (String, Vec<String>) {
+    pub(crate) fn finish(self) -> (String, Vec<String>) {
         let digest = data_encoding::HEXLOWER.encode(&self.hasher.finalize());
         (digest, self.kept.unwrap_or_default())
     }

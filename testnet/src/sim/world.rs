@@ -1,16 +1,21 @@
 //! The simulated federation: cores, their journals, simulated workers, and the queue of what
 //! happens next. One thread, one seed, no clock but its own.
 
+mod end;
+mod lives;
+mod people;
+mod work;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use allmend_protocol::envelope::Verified;
 use allmend_protocol::ids::MessageId;
-use allmend_protocol::job::{InferWork, JobSpec};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::message::{AnyMessage, Versions};
-use allmend_protocol::receipt::{Outcome, Usage};
+use allmend_protocol::receipt::Outcome;
 use allmend_protocol::time::{DurationMs, Timestamp};
-use allmend_scheduler::core::{Core, Identity, Settings};
-use allmend_scheduler::io::{Effect, Entry, Input, LocalState, Phase, TICK_EVERY, Work, WorkEvent};
+use allmend_scheduler::core::Core;
+use allmend_scheduler::io::{Effect, Entry, Input, LocalState, TICK_EVERY, Work};
 use allmend_scheduler::policy::OperatorPolicy;
 
 use super::check::{Checker, Violation};
@@ -23,12 +28,8 @@ use super::{Counts, SimOptions};
 
 /// From here on the network is whole, nobody crashes and nobody submits.
 const HEAL_AT_MS: u64 = 45_000;
-/// Views must have converged so long after healing and after the last start.
-const CONVERGED_AFTER_MS: u64 = 12_000;
 /// Everything must be over by then: the last deadline, settlement slack, and repeats.
 const OVER_BY_MS: u64 = 160_000;
-/// Jobs in one run.
-const JOBS: u64 = 48;
 
 /// One simulated node.
 struct Node {
@@ -196,53 +197,6 @@ impl<'a> World<'a> {
     /// How long it has run.
     pub(super) fn ms(&self) -> u64 {
         self.ms
-    }
-
-    /// Draws who asks for what and what breaks when.
-    fn plan(&mut self) {
-        for _ in 0..JOBS {
-            let institution = self.draw.index(super::federation::INSTITUTIONS);
-            let at = self.draw.within(1_000, HEAL_AT_MS - 10_000);
-            let now = START.plus(DurationMs::from_ms(at));
-            let job = scenario::job(&mut self.draw, self.federation, institution, now);
-            let client = self.clients.len();
-            self.clients.push(Client { job, institution, done: false });
-            self.at(at, Event::Asks { client });
-            if self.draw.per_mille(120) {
-                let after = self.draw.within(50, 15_000);
-                self.at(at + after, Event::Cancels { client });
-            }
-        }
-        for _ in 0..self.draw.within(4, 16) {
-            // Homes matter most: half of the crashes are theirs.
-            let node = match self.draw.per_mille(500) {
-                true => self.federation.home_of(self.draw.index(super::federation::INSTITUTIONS)),
-                false => self.draw.index(NODES),
-            };
-            let at = self.draw.within(3_000, HEAL_AT_MS - 1_000);
-            let in_step = self.draw.per_mille(600);
-            self.at(at, Event::Crash { node, in_step });
-        }
-        for _ in 0..self.draw.below(4) {
-            let at = self.draw.within(2_000, HEAL_AT_MS - 10_000);
-            let length = self.draw.within(500, 12_000);
-            self.at(at, Event::Split);
-            self.at(at + length, Event::Join);
-        }
-        for _ in 0..self.draw.below(12) {
-            let (node, at) = (self.draw.index(NODES), self.draw.below(HEAL_AT_MS));
-            let ms = self.draw.within(500, 15_000);
-            self.at(at, Event::Freeze { node, ms });
-        }
-        for _ in 0..self.draw.below(20) {
-            let (node, at) = (self.draw.index(NODES), self.draw.below(HEAL_AT_MS));
-            self.at(at, Event::MachineChanges { node });
-        }
-        for _ in 0..self.draw.below(8) {
-            let (node, at) = (self.draw.index(NODES), self.draw.below(HEAL_AT_MS));
-            self.at(at, Event::PolicyChanges { node });
-        }
-        self.at(HEAL_AT_MS, Event::Heal);
     }
 
     fn at(&mut self, ms: u64, event: Event) {
@@ -505,273 +459,6 @@ impl<'a> World<'a> {
                 }
             }
         }
-    }
-
-    fn start_work(&mut self, node: usize, work: Work) {
-        let infer = InferWork::from_work(&work.job.work).ok();
-        let (tokens_max, prompt_max) =
-            infer.map_or((1, 1), |infer| (infer.max_tokens, infer.prompt_tokens_max));
-        let outcome = match self.draw.below(20) {
-            0 => Outcome::Failed { permanent: true, why: "beyond the context".into() },
-            1 | 2 => Outcome::Failed { permanent: false, why: "out of memory".into() },
-            _ => Outcome::Finished { reason: "stop".into() },
-        };
-        let lease = work.lease.id();
-        let worker = Worker {
-            home: self.federation.index_of(work.home).unwrap_or_default(),
-            tokens: 0,
-            tokens_total: self.draw.within(1, u64::from(tokens_max)) as u32,
-            every_ms: self.draw.within(20, 150),
-            outcome,
-            prompt_tokens: self.draw.within(1, u64::from(prompt_max)),
-            work,
-        };
-        self.nodes[node].workers.insert(lease, worker);
-        let life = self.nodes[node].life;
-        let after = self.draw.within(50, 1_500);
-        self.after(after, Event::Works { node, life, lease });
-    }
-
-    fn works(&mut self, node: usize, life: u32, lease: MessageId) -> Result<(), Violation> {
-        if self.nodes[node].life != life {
-            return Ok(());
-        }
-        let burst = self.draw.within(4, 12) as u32;
-        let Some(worker) = self.nodes[node].workers.get_mut(&lease) else { return Ok(()) };
-        worker.tokens = (worker.tokens + burst).min(worker.tokens_total);
-        let (tokens, every_ms) = (worker.tokens, worker.every_ms * u64::from(burst));
-        let ended = worker.tokens == worker.tokens_total;
-        let outcome = worker.outcome.clone();
-        self.stream(node, lease);
-        let event = WorkEvent::Progress { tokens };
-        self.step(node, Input::Work { lease, event })?;
-        if ended {
-            self.after(every_ms, Event::WorkEnds { node, life, lease, outcome });
-        } else {
-            self.after(every_ms, Event::Works { node, life, lease });
-        }
-        Ok(())
-    }
-
-    fn work_ends(
-        &mut self,
-        node: usize,
-        life: u32,
-        lease: MessageId,
-        outcome: Outcome,
-    ) -> Result<(), Violation> {
-        if self.nodes[node].life != life {
-            return Ok(());
-        }
-        self.stream(node, lease);
-        let Some(worker) = self.nodes[node].workers.remove(&lease) else { return Ok(()) };
-        self.trace.line(format_args!("{} {node} work ends {}", self.ms, lease.short()));
-        let usage = Usage {
-            prompt_tokens: worker.prompt_tokens,
-            completion_tokens: u64::from(worker.tokens),
-            ..Usage::default()
-        };
-        let event = WorkEvent::Ended { outcome, usage, output: None, model_licence: None };
-        self.step(node, Input::Work { lease, event })
-    }
-
-    /// What a worker has written goes to home, if home listens and is within reach.
-    fn stream(&mut self, node: usize, lease: MessageId) {
-        let Some(worker) = self.nodes[node].workers.get(&lease) else { return };
-        let (home, tokens) = (worker.home, worker.tokens);
-        let (job, attempt) = (worker.work.lease.job, worker.work.lease.attempt);
-        let listens = self.nodes[home].streams.contains(&(job, attempt));
-        if listens && self.network.joined(node, home) {
-            let after = self.network.delay();
-            self.after(after, Event::Streamed { home, job, attempt, tokens });
-        }
-    }
-
-    /// A researcher submits, or looks how it goes.
-    fn asks(&mut self, client: usize) -> Result<(), Violation> {
-        let Client { job, institution, .. } = &self.clients[client];
-        let (job, institution) = (job.clone(), *institution);
-        let home = self.federation.home_of(institution);
-        let core = self.nodes[home].core.as_ref().filter(|_| self.listens(home));
-        let Some(core) = core else {
-            self.after(1_000, Event::Asks { client });
-            return Ok(());
-        };
-        match core.job(job.id()) {
-            Some(view) if view.phase.is_over() => {
-                self.trace.line(format_args!(
-                    "{} job {} {:?}: {}",
-                    self.ms,
-                    job.id().short(),
-                    view.phase,
-                    view.why
-                ));
-                self.clients[client].done = true;
-                let counts = &mut self.counts;
-                let count = match view.phase {
-                    Phase::Finished => &mut counts.finished,
-                    Phase::Failed => &mut counts.failed,
-                    Phase::Refused => &mut counts.refused,
-                    Phase::Cancelled => &mut counts.cancelled,
-                    _ => &mut counts.expired,
-                };
-                *count += 1;
-                counts.jobs += 1;
-                counts.attempts += view.attempts.len() as u64;
-            }
-            Some(_) => self.after(2_000, Event::Asks { client }),
-            None if self.clock(home) >= job.deadline => {
-                // Its home was down until the deadline: it never was a job.
-                self.clients[client].done = true;
-                self.counts.never_taken += 1;
-            }
-            None => {
-                self.trace.line(format_args!("{} submit {} at {home}", self.ms, job.id().short()));
-                let cert = self.federation.researcher_certs[institution].clone();
-                self.step(home, Input::Submit { job, cert })?;
-                self.after(1_000, Event::Asks { client });
-            }
-        }
-        Ok(())
-    }
-
-    /// The process dies: what was not durable may be gone, from some point on.
-    fn crash(&mut self, index: usize, in_step: bool) {
-        let back = self.draw.within(200, 12_000);
-        let off = self.draw.below(SKEW_MS + 1);
-        let node = &mut self.nodes[index];
-        node.dies_in_step = false;
-        let Some(core) = node.core.take() else { return };
-        let lost_max = node.journal.len() - node.durable;
-        let kept = node.durable + self.draw.index(lost_max + 1);
-        let whole = kept == node.journal.len() && !in_step;
-        let faultless = self.options.faults == allmend_scheduler::core::Faults::default();
-        node.expected = (whole && faultless).then(|| core.durable_projection());
-        for entry in node.journal.drain(kept..) {
-            self.checker.lost(&entry);
-        }
-        node.durable = kept;
-        node.escrow = Checker::escrow_in(node.journal.iter());
-        node.life += 1;
-        node.frozen_until_ms = 0;
-        node.workers.clear();
-        node.streams.clear();
-        node.clock_off_ms = off;
-        self.counts.crashes += 1;
-        self.trace.line(format_args!("{} {index} dies, {kept} entries left", self.ms));
-        self.after(back, Event::Restart { node: index });
-    }
-
-    fn restart(&mut self, index: usize) -> Result<(), Violation> {
-        if self.is_up(index) {
-            return Ok(());
-        }
-        let federation = self.federation;
-        let node = &mut self.nodes[index];
-        let institution = federation.institution_of(index);
-        let identity = Identity {
-            key: federation.node_keys[index].clone(),
-            node: federation.nodes[index],
-            institution: federation.institutions[institution],
-            jurisdiction: federation.jurisdictions[institution],
-            federation: federation.id,
-            epoch: 0,
-        };
-        let settings = Settings {
-            policy: node.policy.clone(),
-            versions: node.versions.clone(),
-            faults: self.options.faults,
-            ..Settings::default()
-        };
-        let roster = federation.roster.clone();
-        let core = Core::recover(identity, settings, roster, node.journal.iter().cloned());
-        let core = core.map_err(|error| Violation {
-            rule: "replay",
-            what: format!("node {index}: {error}"),
-        })?;
-        if let Some(expected) = node.expected.take() {
-            let found = core.durable_projection();
-            for (machine, expected) in &expected {
-                if found.get(machine) != Some(expected) {
-                    let what = format!("node {index}: the {machine} differs after a replay");
-                    return Err(Violation { rule: "replay", what });
-                }
-            }
-        }
-        node.core = Some(core);
-        self.last_start_ms = self.ms;
-        let (life, local) = (node.life, node.local.clone());
-        self.trace.line(format_args!("{} {index} starts", self.ms));
-        self.step(index, Input::Started)?;
-        self.step(index, Input::Local(local))?;
-        for other in (0..NODES).filter(|other| *other != index) {
-            if self.listens(other) && self.network.joined(index, other) {
-                let versions = self.nodes[other].versions.clone();
-                let node = federation.nodes[other];
-                self.step(index, Input::PeerVersions { node, versions })?;
-                let versions = self.nodes[index].versions.clone();
-                let node = federation.nodes[index];
-                self.step(other, Input::PeerVersions { node, versions })?;
-            }
-        }
-        let first = self.draw.below(TICK_EVERY.as_ms());
-        self.after(first, Event::Tick { node: index, life });
-        Ok(())
-    }
-
-    /// Liveness: every job over, every grant settled, no escrow, no lease, no receipt waiting.
-    fn is_over(&self) -> bool {
-        let thawed = self.nodes.iter().map(|node| node.frozen_until_ms).max().unwrap_or_default();
-        self.ms >= HEAL_AT_MS.max(self.last_start_ms).max(thawed) + CONVERGED_AFTER_MS
-            && self.clients.iter().all(|client| client.done)
-            && self.checker.unsettled().is_empty()
-            && self.nodes.iter().all(|node| {
-                node.core.as_ref().is_some_and(|core| {
-                    core.open_jobs_count() == 0
-                        && core.ledger().escrow_micro() == 0
-                        && core.live_leases_count() == 0
-                        && core.lease_book().unsettled_count() == 0
-                })
-            })
-    }
-
-    fn what_is_left(&self) -> Violation {
-        let mut what = Vec::new();
-        for client in self.clients.iter().filter(|client| !client.done) {
-            what.push(format!("job {} is not over", client.job.id().short()));
-        }
-        for grant in self.checker.unsettled() {
-            what.push(format!("grant {} is not settled", grant.short()));
-        }
-        for (index, node) in self.nodes.iter().enumerate() {
-            match &node.core {
-                None => what.push(format!("node {index} is down")),
-                Some(core) => what.push(format!(
-                    "node {index}: {} jobs, {} set aside, {} live leases, {} receipts unsettled",
-                    core.open_jobs_count(),
-                    core.ledger().escrow_micro(),
-                    core.live_leases_count(),
-                    core.lease_book().unsettled_count()
-                )),
-            }
-        }
-        what.retain(|line| {
-            !line.ends_with(": 0 jobs, 0 set aside, 0 live leases, 0 receipts unsettled")
-        });
-        Violation { rule: "liveness", what: what.join("; ") }
-    }
-
-    /// Views converge: everybody knows everybody, and nobody is taken for a cheat.
-    fn converged(&self) -> Result<(), Violation> {
-        for (index, node) in self.nodes.iter().enumerate() {
-            let Some(core) = &node.core else { continue };
-            let known = core.view().iter().count();
-            if known != NODES || core.view().evidence().next().is_some() {
-                let what = format!("node {index} believes {known} adverts of {NODES}");
-                return Err(Violation { rule: "convergence", what });
-            }
-        }
-        Ok(())
     }
 }
 

@@ -52,6 +52,26 @@ fn a_busy_home_hands_jobs_on_and_queues_the_rest() {
     assert_eq!(world.phase(&jobs[2]), Phase::Running);
 }
 
+/// Goal: many jobs for one slot do not spend their attempts on one another.
+#[test]
+fn a_crowd_of_jobs_waits_its_turn() {
+    let mut world = World::new(&[0, 1]);
+    let jobs: Vec<_> = (1..=20).map(|n| world.federation.job(n, |job| job.attempts = 1)).collect();
+    for job in &jobs {
+        world.submit(job);
+    }
+    for next in &jobs {
+        world.advance(3_000);
+        let (lease, _) = world.only_work();
+        let running = world.work[&lease].1.lease.job;
+        assert_eq!(running, next.id(), "first come, first served");
+        world.finish(lease, 1);
+    }
+    for job in &jobs {
+        assert_eq!(world.phase(job), Phase::Finished, "{}", world.job(job).why);
+    }
+}
+
 #[test]
 fn a_killed_node_is_replaced_and_both_are_paid() {
     let mut world = World::new(&[0, 1, 1]);

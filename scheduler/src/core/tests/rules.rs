@@ -179,10 +179,15 @@ fn the_view_keeps_the_newest_and_convicts_who_contradicts_itself() {
     let (_, pair) = view.evidence().next().expect("evidence");
     assert_eq!(pair.first.order, pair.second.order);
     assert_ne!(pair.first.id(), pair.second.id());
-    view.expire(at(19_999));
+    let every = core.roster().charter().timing.advert_every_ms;
+    view.expire(at(19_999), every);
     assert!(view.known(node_id(102)).is_some());
-    view.expire(at(20_000));
+    let mut unreachable = view.clone();
+    view.expire(at(20_000), every);
     assert!(view.known(node_id(102)).is_none());
+    unreachable.unreached(at(19_999), node_id(102));
+    unreachable.expire(at(19_999), every);
+    assert!(unreachable.known(node_id(102)).is_none(), "silent and out of reach");
 }
 
 #[test]

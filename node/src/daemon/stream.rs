@@ -23,7 +23,7 @@ pub(crate) const STREAM_FRAME_BYTES_MAX: usize = 72 * 1024 * 1024;
 /// The largest frame that an executing node sends: one token, or the end.
 pub(crate) const TOKEN_FRAME_BYTES_MAX: usize = 256 * 1024;
 /// Tokens between two counts for the ledger.
-const COUNT_EVERY: u32 = 16;
+const COUNT_EVERY: u32 = 8;
 /// The first wait before a broken stream is opened again; doubles up to the last.
 const REOPEN_FIRST: Duration = Duration::from_millis(50);
 const REOPEN_LAST: Duration = Duration::from_secs(2);
@@ -81,6 +81,8 @@ pub(crate) struct HomeStream {
     pub(crate) open: Open,
     /// Tokens before the first of this attempt.
     pub(crate) base: u32,
+    /// Tokens of this attempt so far.
+    pub(crate) arrived: u32,
     pub(crate) close: CancellationToken,
 }
 
@@ -89,7 +91,8 @@ impl HomeStream {
     pub(crate) async fn run(mut self) {
         let close = self.close.clone();
         tokio::select! {
-            () = close.cancelled() => {}
+            // A lapsed attempt is paid for what had arrived of it.
+            () = close.cancelled() => self.count(self.arrived).await,
             () = self.follow() => {}
         }
         let _ = self.events.send(Event::StreamOver { job: self.job, attempt: self.attempt }).await;
@@ -137,14 +140,13 @@ impl HomeStream {
                     if !self.output.push(index, token) {
                         return Ok(false);
                     }
-                    let count = index.saturating_add(1).saturating_sub(self.base);
-                    if count.is_multiple_of(COUNT_EVERY) {
-                        self.count(count).await;
+                    self.arrived = index.saturating_add(1).saturating_sub(self.base);
+                    if self.arrived.is_multiple_of(COUNT_EVERY) {
+                        self.count(self.arrived).await;
                     }
                 }
                 Ok(Said::End {}) => {
-                    let total = u32::try_from(self.output.token_ids().len()).unwrap_or(u32::MAX);
-                    self.count(total.saturating_sub(self.base)).await;
+                    self.count(self.arrived).await;
                     return Ok(true);
                 }
                 Ok(Said::No { why }) => {

@@ -35,12 +35,13 @@ const JURISDICTIONS: &str = "CH,NO";
 /// What the two others let run.
 const POLICY: &str = "\n[[policy.allow]]\nname = \"research and teaching\"\ninstitutions = [\"*\"]\n\
                       purposes = [\"research\", \"teaching\"]\n";
-const PROMPT: &str = "Explain in a few sentences why there are glaciers in the Alps.";
+const PROMPT: &str = "Explain step by step how a glacier forms in the Alps and why it moves.";
 /// A sensible answer has one of these.
 const SENSIBLE: [&str; 4] = ["snow", "ice", "cold", "glacier"];
 const MAX_TOKENS: &str = "180";
-/// Words of the answer to wait for before the kill. Each word is a token or more.
-const WORDS_BEFORE_KILL: usize = 8;
+/// Words of the answer to wait for before the kill. Each is a token or more, and a node's journal holds
+/// its progress in steps of eight tokens, by which it is paid after a crash.
+const WORDS_BEFORE_KILL: usize = 12;
 /// A fast machine may finish the answer before the node is found and killed.
 const KILL_TRIES_MAX: u32 = 5;
 /// Longest wait for a settlement once every party is up.

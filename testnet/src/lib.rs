@@ -1,5 +1,6 @@
 //! Worlds to try Allmend in: real processes on loopback, and a seeded simulation.
 
+pub mod bench;
 pub mod demo;
 pub mod ordeal;
 pub mod sim;

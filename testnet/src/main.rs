@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use allmend_testnet::ordeal::Ordeal;
-use allmend_testnet::{demo, sim, world};
+use allmend_testnet::{bench, demo, sim, world};
 use clap::{Parser, Subcommand};
 
 /// Worlds to try Allmend in.
@@ -29,6 +29,21 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// What the way through the federation costs, against the engine alone
+    Bench {
+        /// Tokens of the prompt
+        #[arg(long, default_value_t = 512)]
+        prompt_tokens: u32,
+        /// Tokens of the answer at most
+        #[arg(long, default_value_t = 128)]
+        answer_tokens: u32,
+        /// Threads of the engine [default: all cores]
+        #[arg(long)]
+        threads: Option<u32>,
+        /// Rounds that count
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+    },
     /// Run seeds of the simulation
     Soak {
         /// How many
@@ -46,6 +61,9 @@ fn main() -> ExitCode {
     let Args { json, command } = Args::parse();
     let outcome = match command {
         Command::Demo { dir, keep } => demo::command(&demo::Options { dir, json, keep }),
+        Command::Bench { prompt_tokens, answer_tokens, threads, rounds } => {
+            bench::command(&bench::Options { prompt_tokens, answer_tokens, threads, rounds, json })
+        }
         Command::Soak { seeds, start } => {
             let soaked = sim::soak(seeds, start, json);
             Ok(if soaked.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

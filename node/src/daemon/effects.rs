@@ -183,6 +183,7 @@ impl Daemon {
                 from: 0,
             },
             base,
+            arrived: 0,
             close,
         };
         tokio::spawn(stream.run());

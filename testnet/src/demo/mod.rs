@@ -35,12 +35,13 @@ const JURISDICTIONS: &str = "CH,NO";
 /// What the two others let run.
 const POLICY: &str = "\n[[policy.allow]]\nname = \"research and teaching\"\ninstitutions = [\"*\"]\n\
                       purposes = [\"research\", \"teaching\"]\n";
-const PROMPT: &str = "Explain in a few sentences why there are glaciers in the Alps.";
+const PROMPT: &str = "Explain step by step how a glacier forms in the Alps and why it moves.";
 /// A sensible answer has one of these.
 const SENSIBLE: [&str; 4] = ["snow", "ice", "cold", "glacier"];
 const MAX_TOKENS: &str = "180";
-/// Words of the answer to wait for before the kill. Each word is a token or more.
-const WORDS_BEFORE_KILL: usize = 8;
+/// Words of the answer to wait for before the kill. Each is a token or more, and a node's journal holds
+/// its progress in steps of eight tokens, by which it is paid after a crash.
+const WORDS_BEFORE_KILL: usize = 12;
 /// A fast machine may finish the answer before the node is found and killed.
 const KILL_TRIES_MAX: u32 = 5;
 /// Longest wait for a settlement once every party is up.
@@ -124,7 +125,7 @@ fn conclude(narrator: &mut Narrator, report: &Report, path: &Path, kept: bool) {
 fn perform(dir: &Path, narrator: &mut Narrator, report: &mut Report) -> anyhow::Result<()> {
     narrator.step("The software");
     let executable = Executable::find()?;
-    let mut world = World::new(&executable.path, dir)?;
+    let world = World::new(&executable.path, dir)?;
     report.software.node = world.cli("nowhere").ok(&["--version"])?.trim().to_owned();
     report.software.executable = executable.path.display().to_string();
     report.software.origin = Some(executable.origin);
@@ -488,7 +489,7 @@ fn describe(researcher: &Cli, shown: &Value, streamed: &Streamed) -> anyhow::Res
     let attempts = attempts(shown);
     let tokens: u64 = attempts.iter().map(|attempt| attempt.tokens).sum();
     let first = streamed.first_after.context("there was no answer")?;
-    let seconds = streamed.last_after.saturating_sub(first).as_secs_f64();
+    let seconds = streamed.last_token_after.saturating_sub(first).as_secs_f64();
     Ok(Job {
         job: id,
         answer,

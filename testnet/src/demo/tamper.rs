@@ -7,20 +7,20 @@ use anyhow::{Context as _, ensure};
 
 /// Which byte was flipped.
 #[derive(Clone, Debug)]
-pub struct Flipped {
+pub(super) struct Flipped {
     /// The file, below the log.
-    pub file: PathBuf,
+    pub(super) file: PathBuf,
     /// The byte's place in it.
-    pub offset: usize,
+    pub(super) offset: usize,
     /// The entry that it belongs to, counted over the whole log.
-    pub entry: u64,
+    pub(super) entry: u64,
 }
 
 /// Copies the log at `from` to `to` and flips one byte in the middle of its middle entry.
 ///
 /// # Errors
 /// When the log has no entries or cannot be copied.
-pub fn flip_one_byte(from: &Path, to: &Path) -> anyhow::Result<Flipped> {
+pub(super) fn flip_one_byte(from: &Path, to: &Path) -> anyhow::Result<Flipped> {
     copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
     let file = bundle(to)?;
     let path = to.join(&file);

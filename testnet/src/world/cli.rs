@@ -40,8 +40,8 @@ pub struct Streamed {
     pub output: Output,
     /// From the start of the process to the first byte of its answer.
     pub first_after: Option<Duration>,
-    /// To the last byte.
-    pub last_after: Duration,
+    /// To the last piece that was more than the final line break.
+    pub last_token_after: Duration,
 }
 
 impl Cli {
@@ -127,13 +127,15 @@ impl Cli {
             }
         });
         let (mut bytes, mut seen) = (Vec::new(), String::new());
-        let (mut first_after, mut last_after) = (None, Duration::ZERO);
+        let (mut first_after, mut last_token_after) = (None, Duration::ZERO);
         loop {
             let left = COMMAND_MAX.saturating_sub(begun.elapsed());
             match pieces.recv_timeout(left) {
                 Ok((piece, at)) => {
-                    last_after = at - begun;
-                    first_after = first_after.or(Some(last_after));
+                    if piece != b"\n" {
+                        last_token_after = at - begun;
+                    }
+                    first_after = first_after.or(Some(at - begun));
                     bytes.extend(piece);
                     let whole = whole_characters(&bytes);
                     let fresh = whole.get(seen.len()..).unwrap_or_default().to_owned();
@@ -150,7 +152,7 @@ impl Cli {
         let status = group.wait(left)?.with_context(|| format!("{} does not end", shown(arguments)))?;
         let stderr = String::from_utf8_lossy(&errors.join().unwrap_or_default()).into_owned();
         let output = Output { code: status.code(), stdout: seen, stderr };
-        Ok(Streamed { output, first_after, last_after })
+        Ok(Streamed { output, first_after, last_token_after })
     }
 
     /// Runs a command that talks to the terminal by itself, such as one with a progress bar.

@@ -3,6 +3,7 @@
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
@@ -48,21 +49,24 @@ impl Executable {
                 .with_context(|| format!("{PROGRAM_ENV} names {}", Path::new(&path).display()))?;
             return Ok(Executable { path, origin: Origin::Named });
         }
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        if manifest.exists() {
-            let started = build_command(&cargo, &manifest).and_then(|mut c| Ok(Group::spawn(&mut c)?));
-            match started {
-                Ok(group) => {
-                    return Ok(Executable { path: built(group)?, origin: Origin::Built });
-                }
-                Err(error) if !is_missing(&error) => return Err(error.context("cargo cannot be run")),
+        if manifest().exists() {
+            match build(PACKAGE, &["--bin", PROGRAM], PROGRAM) {
+                Ok(path) => return Ok(Executable { path, origin: Origin::Built }),
+                Err(error) if !is_missing(&error) => return Err(error),
                 Err(_) => {}
             }
         }
         let path = std::env::current_exe()?.with_file_name(PROGRAM);
         ensure!(path.is_file(), "there is neither cargo nor {}", path.display());
         Ok(Executable { path, origin: Origin::Beside })
+    }
+
+    /// Builds the example `name` of `package`, with the profile of this program.
+    ///
+    /// # Errors
+    /// When there is no cargo or the build fails.
+    pub fn example(package: &str, name: &str) -> anyhow::Result<PathBuf> {
+        build(package, &["--example", name], name)
     }
 }
 
@@ -80,45 +84,48 @@ pub fn target_dir() -> anyhow::Result<PathBuf> {
     Ok(profile.parent().unwrap_or(profile).to_owned())
 }
 
-fn build_command(cargo: &std::ffi::OsStr, manifest: &Path) -> anyhow::Result<Command> {
+fn manifest() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml")
+}
+
+/// Builds one target of `package` and gives its executable; cargo itself says on standard error how it
+/// goes.
+fn build(package: &str, target: &[&str], name: &str) -> anyhow::Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--locked", "--package", PACKAGE, "--bin", PROGRAM])
+        .args(["build", "--locked", "--package", package])
+        .args(target)
         .args(["--message-format", "json-render-diagnostics"])
         .arg("--manifest-path")
-        .arg(manifest)
+        .arg(manifest())
         .arg("--target-dir")
         .arg(target_dir()?);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
-    // What cargo sets for this program's sake would make it build everything anew.
+    // What cargo has set for this program's sake is not for the other.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_")) {
             command.env_remove(name);
         }
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    Ok(command)
-}
-
-/// Follows the build to its end; cargo itself says on standard error how it goes.
-fn built(mut group: Group) -> anyhow::Result<PathBuf> {
+    let mut group = Group::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
     let stdout = group.child().stdout.take().context("no pipe")?;
     let mut path = None;
     for line in std::io::BufReader::new(stdout).lines() {
         let Ok(message) = serde_json::from_str::<serde_json::Value>(&line?) else { continue };
-        if message["target"]["name"] == PROGRAM {
+        if message["target"]["name"] == name {
             path = message["executable"].as_str().map(PathBuf::from).or(path);
         }
     }
     let status = loop {
-        if let Some(status) = group.wait(std::time::Duration::from_secs(1))? {
+        if let Some(status) = group.wait(Duration::from_secs(1))? {
             break status;
         }
     };
-    ensure!(status.success(), "cargo could not build {PROGRAM}");
-    path.context("cargo built no executable")
+    ensure!(status.success(), "cargo could not build {name}");
+    path.with_context(|| format!("cargo built no executable {name}"))
 }
 
 fn is_missing(error: &anyhow::Error) -> bool {

@@ -195,7 +195,10 @@ impl World {
         for member in &mut self.members {
             member.ask_to_stop();
         }
-        self.members.iter_mut().try_for_each(|member| member.wait_stopped().map(drop))
+        for member in &mut self.members {
+            member.wait_stopped()?;
+        }
+        Ok(())
     }
 
     /// What of this world is still there: processes in its groups and ports that somebody holds.

@@ -20,7 +20,7 @@ use crate::ctx::Ctx;
 use crate::io::{Effect, Record};
 
 /// Tokens of home's count are journaled every so many, so that a restart forgets few.
-const STREAMED_EVERY_TOKENS: u32 = 32;
+const STREAMED_EVERY_TOKENS: u32 = 4;
 
 /// A receipt travels apart from its tokens: those still on their way count if they arrive within
 /// this time.

@@ -132,7 +132,7 @@ pub(crate) const RESEND_EVERY: DurationMs = DurationMs::from_ms(700);
 /// A repeated receipt waits at most so long for the next time.
 pub(crate) const RECEIPT_BACKOFF_MAX: DurationMs = DurationMs::from_secs(15);
 /// Progress is journaled every so many tokens: an interrupted lease loses at most these.
-pub(crate) const PROGRESS_EVERY_TOKENS: u32 = 8;
+pub(crate) const PROGRESS_EVERY_TOKENS: u32 = 4;
 /// Adverts that only repeat a change wait at least so long for one another.
 pub(crate) const ADVERT_GAP_MIN: DurationMs = DurationMs::from_ms(300);
 

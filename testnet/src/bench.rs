@@ -185,7 +185,15 @@ pub fn command(options: &Options) -> anyhow::Result<std::process::ExitCode> {
 fn ask(researcher: &Cli, prompt: &Path, tokens: u32) -> anyhow::Result<(Figures, String, u64)> {
     let (prompt, tokens) = (prompt.to_str().context("the path is no text")?, tokens.to_string());
     let arguments = [
-        "submit", "infer", "--raw", "--file", prompt, "--max-tokens", &tokens, "--jurisdiction", "CH",
+        "submit",
+        "infer",
+        "--raw",
+        "--file",
+        prompt,
+        "--max-tokens",
+        &tokens,
+        "--jurisdiction",
+        "CH",
     ];
     let streamed = researcher.stream(&arguments, |_, _| Ok(()))?;
     let said = streamed.output.stderr.trim();
@@ -265,7 +273,8 @@ fn wait_until_offered(home: &Cli) -> anyhow::Result<()> {
     wait_for("home to know the other's model", crate::world::SOON, || {
         let nodes = home.json(&["nodes"])?;
         let offers = |row: &Value| {
-            row["slots_free"].as_u64() > Some(0) && row["models"].as_array().is_some_and(|m| !m.is_empty())
+            row["slots_free"].as_u64() > Some(0)
+                && row["models"].as_array().is_some_and(|m| !m.is_empty())
         };
         Ok(nodes.as_array().is_some_and(|rows| rows.iter().any(offers)).then_some(()))
     })

@@ -7,5 +7,8 @@ use allmend_testnet::ordeal::versions::run;
 #[test]
 fn two_versions_work_together() {
     let report = run().unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!((report.old_to_new, report.new_to_old, report.new_to_new), (vec![1], vec![1], vec![2]));
+    assert_eq!(
+        (report.old_to_new, report.new_to_old, report.new_to_new),
+        (vec![1], vec![1], vec![2])
+    );
 }

@@ -183,7 +183,6 @@ impl Daemon {
                 from: 0,
             },
             base,
-            arrived: 0,
             close,
         };
         tokio::spawn(stream.run());

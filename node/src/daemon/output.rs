@@ -82,6 +82,14 @@ impl JobOutput {
         self.with(|state| state.tokens.iter().map(|token| token.id).collect())
     }
 
+    /// How many tokens `attempt` has written.
+    pub(crate) fn written_by(&self, attempt: u16) -> u32 {
+        self.with(|state| {
+            let written = state.tokens.iter().filter(|token| token.attempt == attempt).count();
+            u32::try_from(written).unwrap_or(u32::MAX)
+        })
+    }
+
     /// How many tokens there are before the first of `attempt` or a later one.
     pub(crate) fn base(&self, attempt: u16) -> u32 {
         self.with(|state| {

@@ -28,7 +28,7 @@ const STREAM_WAIT: Duration = Duration::from_secs(15);
 /// How long tokens of an ended attempt are kept for a home whose stream broke.
 const KEEP_ENDED: Duration = Duration::from_secs(120);
 /// Tokens between two progress notes for the lease book.
-const PROGRESS_EVERY: u32 = 8;
+const PROGRESS_EVERY: u32 = 4;
 /// Events of the worker that may wait to be taken: the pipe is read ahead by no more.
 const WORKER_EVENTS_MAX: usize = 256;
 /// The largest plaintext of an input, as decoded from the sealed bytes.

@@ -23,7 +23,7 @@ pub(crate) const STREAM_FRAME_BYTES_MAX: usize = 72 * 1024 * 1024;
 /// The largest frame that an executing node sends: one token, or the end.
 pub(crate) const TOKEN_FRAME_BYTES_MAX: usize = 256 * 1024;
 /// Tokens between two counts for the ledger.
-const COUNT_EVERY: u32 = 8;
+const COUNT_EVERY: u32 = 4;
 /// The first wait before a broken stream is opened again; doubles up to the last.
 const REOPEN_FIRST: Duration = Duration::from_millis(50);
 const REOPEN_LAST: Duration = Duration::from_secs(2);
@@ -81,8 +81,6 @@ pub(crate) struct HomeStream {
     pub(crate) open: Open,
     /// Tokens before the first of this attempt.
     pub(crate) base: u32,
-    /// Tokens of this attempt so far.
-    pub(crate) arrived: u32,
     pub(crate) close: CancellationToken,
 }
 
@@ -91,10 +89,11 @@ impl HomeStream {
     pub(crate) async fn run(mut self) {
         let close = self.close.clone();
         tokio::select! {
-            // A lapsed attempt is paid for what had arrived of it.
-            () = close.cancelled() => self.count(self.arrived).await,
+            () = close.cancelled() => {}
             () = self.follow() => {}
         }
+        // Also when the attempt was cut short: its node is paid for what arrived.
+        self.count(self.output.written_by(self.attempt)).await;
         let _ = self.events.send(Event::StreamOver { job: self.job, attempt: self.attempt }).await;
     }
 
@@ -140,13 +139,12 @@ impl HomeStream {
                     if !self.output.push(index, token) {
                         return Ok(false);
                     }
-                    self.arrived = index.saturating_add(1).saturating_sub(self.base);
-                    if self.arrived.is_multiple_of(COUNT_EVERY) {
-                        self.count(self.arrived).await;
+                    let count = index.saturating_add(1).saturating_sub(self.base);
+                    if count.is_multiple_of(COUNT_EVERY) {
+                        self.count(count).await;
                     }
                 }
                 Ok(Said::End {}) => {
-                    self.count(self.arrived).await;
                     return Ok(true);
                 }
                 Ok(Said::No { why }) => {

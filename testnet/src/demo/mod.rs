@@ -110,7 +110,8 @@ fn conclude(narrator: &mut Narrator, report: &Report, path: &Path, kept: bool) {
     let seconds = report.took_ms as f64 / 1e3;
     narrator.line("");
     if report.passed {
-        narrator.line(&format!("All of it held, in {seconds:.0} s. The report: {}", path.display()));
+        narrator
+            .line(&format!("All of it held, in {seconds:.0} s. The report: {}", path.display()));
     } else {
         narrator.line(&format!("Not all of it held. The report: {}", path.display()));
     }
@@ -133,7 +134,12 @@ fn perform(dir: &Path, narrator: &mut Narrator, report: &mut Report) -> anyhow::
 
     narrator.step("A real model");
     let model = Model::pull(&executable.path)?;
-    narrator.tick(&format!("{}, {} bytes, SHA-256 {}…", model.name, model.bytes, short(&model.digest)));
+    narrator.tick(&format!(
+        "{}, {} bytes, SHA-256 {}…",
+        model.name,
+        model.bytes,
+        short(&model.digest)
+    ));
     report.model = Some(model.clone());
 
     let mut stage = Stage { world, narrator, report };
@@ -188,14 +194,16 @@ impl Stage<'_> {
         self.world.wait_acquainted(1)?;
         self.narrator.tick("each has a signed advert of every other's capacity");
         let researcher = self.world.researcher(RESEARCHER, "Robin Example", HOME)?;
-        self.narrator.tick("Robin joined Lakeside University by invitation, with a key made on the spot");
+        self.narrator
+            .tick("Robin joined Lakeside University by invitation, with a key made on the spot");
         Ok(researcher)
     }
 
     /// A job that nothing disturbs; gives its answer.
     fn undisturbed(&mut self, researcher: &Cli) -> anyhow::Result<String> {
         self.narrator.step("Robin asks; it may be computed in Switzerland or Norway only");
-        self.narrator.note(&format!("$ allmend submit infer {PROMPT:?} --jurisdiction {JURISDICTIONS}"));
+        self.narrator
+            .note(&format!("$ allmend submit infer {PROMPT:?} --jurisdiction {JURISDICTIONS}"));
         let narrator = &mut *self.narrator;
         let streamed = researcher.stream(&question(), |piece, _| {
             narrator.stream(piece);
@@ -243,15 +251,26 @@ impl Stage<'_> {
                     let [first, second] = job.attempts.as_slice() else {
                         bail!("{} attempts instead of two", job.attempts.len())
                     };
-                    ensure!(first.node == killed.node && second.node != killed.node, "not elsewhere");
-                    ensure!(!second.lease.is_empty() && first.lease != second.lease, "no new lease");
+                    ensure!(
+                        first.node == killed.node && second.node != killed.node,
+                        "not elsewhere"
+                    );
+                    ensure!(
+                        !second.lease.is_empty() && first.lease != second.lease,
+                        "no new lease"
+                    );
                     let place = self.place(&second.node);
                     self.narrator.tick(&format!(
                         "{place} took it up under a new lease after {:.1} s",
                         killed.silence.as_secs_f64()
                     ));
-                    self.narrator.tick("no word was lost, repeated or taken back: the same answer as before");
-                    ensure!(text(&shown, "settlement").is_empty(), "settled without the first receipt");
+                    self.narrator.tick(
+                        "no word was lost, repeated or taken back: the same answer as before",
+                    );
+                    ensure!(
+                        text(&shown, "settlement").is_empty(),
+                        "settled without the first receipt"
+                    );
                     killed.report = KilledJob {
                         job,
                         killed_node: killed.node.clone(),
@@ -302,7 +321,8 @@ impl Stage<'_> {
         })?;
         narrator.stream_over();
         let Some(killed) = killed else { return Ok(None) };
-        let attempts = researcher.json(&["show", &killed.job])?["attempts"].as_array().map_or(0, Vec::len);
+        let attempts =
+            researcher.json(&["show", &killed.job])?["attempts"].as_array().map_or(0, Vec::len);
         if attempts == 1 && streamed.output.code == Some(0) {
             world.start()?;
             world.wait_acquainted(1)?;
@@ -330,7 +350,8 @@ impl Stage<'_> {
         ensure!(settlement.shares.len() == 2, "{} shares instead of two", settlement.shares.len());
         for attempt in &report.job.attempts {
             let share = settlement.shares.iter().find(|share| share.lease == attempt.lease);
-            let share = share.with_context(|| format!("attempt {} is not paid", attempt.attempt))?;
+            let share =
+                share.with_context(|| format!("attempt {} is not paid", attempt.attempt))?;
             ensure!(share.cost_micro > 0, "attempt {} is paid nothing", attempt.attempt);
             let place = self.place(&attempt.node);
             self.narrator.tick(&format!(
@@ -364,7 +385,10 @@ impl Stage<'_> {
         let said: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
         let verdicts: Vec<Verdict> = list(&said, "verdicts")
             .iter()
-            .map(|row| Verdict { node: text(row, "node").to_owned(), said: text(row, "verdict").to_owned() })
+            .map(|row| Verdict {
+                node: text(row, "node").to_owned(),
+                said: text(row, "verdict").to_owned(),
+            })
             .collect();
         for verdict in &verdicts {
             self.narrator.note(&format!("{}: {}", verdict.node, verdict.said));
@@ -373,9 +397,9 @@ impl Stage<'_> {
         self.report.refused = Some(RefusedJob { job, exit_code, verdicts: verdicts.clone() });
         ensure!(exit_code == 5, "exit code {exit_code} instead of 5: {}", output.stderr.trim());
         for (name, _, _) in INSTITUTIONS.iter().filter(|(name, _, _)| *name != HOME) {
-            let reason = verdicts.iter().any(|verdict| {
-                verdict.node.contains(name) && verdict.said.contains("advertising")
-            });
+            let reason = verdicts
+                .iter()
+                .any(|verdict| verdict.node.contains(name) && verdict.said.contains("advertising"));
             ensure!(reason, "{name} did not say that the purpose is why it refuses");
         }
         self.narrator.tick("refused, with each node's reason; exit code 5");
@@ -390,7 +414,11 @@ impl Stage<'_> {
         }
         self.report.leftovers = self.world.leftovers();
         self.report.leftovers_checked = true;
-        ensure!(self.report.leftovers.is_empty(), "left behind: {}", self.report.leftovers.join("; "));
+        ensure!(
+            self.report.leftovers.is_empty(),
+            "left behind: {}",
+            self.report.leftovers.join("; ")
+        );
         self.narrator.tick("no process and no port is left");
         let dirs: Vec<PathBuf> = self.world.members().iter().map(Member::log_dir).collect();
         let audit = audit(&self.world, &dirs)?;
@@ -405,7 +433,8 @@ impl Stage<'_> {
         for log in &audit.logs {
             let place = self.place(&log.node);
             let root = short(&log.root);
-            self.narrator.tick(&format!("{place}: {} entries, root {root}…, all in order", log.entries));
+            self.narrator
+                .tick(&format!("{place}: {} entries, root {root}…, all in order", log.entries));
         }
         Ok(())
     }
@@ -602,5 +631,9 @@ pub fn command(options: &Options) -> anyhow::Result<std::process::ExitCode> {
         let text = serde_json::to_string(&report)?;
         std::io::Write::write_all(&mut std::io::stdout().lock(), format!("{text}\n").as_bytes())?;
     }
-    Ok(if report.passed { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE })
+    Ok(if report.passed {
+        std::process::ExitCode::SUCCESS
+    } else {
+        std::process::ExitCode::FAILURE
+    })
 }

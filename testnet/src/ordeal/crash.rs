@@ -103,7 +103,8 @@ fn kill_and_reckon(kills: u32, seed: u64) -> anyhow::Result<Report> {
     let slowest_start = kill_nodes(&mut stage, &board, kills, Dice(seed));
     board.stop.store(true, Ordering::Relaxed);
     for researcher in researchers {
-        let ended = researcher.join().map_err(|_| anyhow::anyhow!("a researcher's thread panicked"))?;
+        let ended =
+            researcher.join().map_err(|_| anyhow::anyhow!("a researcher's thread panicked"))?;
         ended.context("a researcher")?;
     }
     let (slowest_start, deaths) = slowest_start?;
@@ -117,12 +118,14 @@ fn kill_and_reckon(kills: u32, seed: u64) -> anyhow::Result<Report> {
         let after = Leaves::read(&stage.world.member(name).log_dir())?;
         ensure!(before.lost_in(&after).is_none(), "the log of {name} has lost or changed an entry");
     }
-    let kills_as_home = deaths.moments.iter().filter(|(name, at)| {
-        reckoning.open_at(stage.world.member(name).node_key(), *at)
-    });
-    let kills_as_executor = deaths.moments.iter().filter(|(name, at)| {
-        reckoning.leased_at(stage.world.member(name).node_key(), *at)
-    });
+    let kills_as_home = deaths
+        .moments
+        .iter()
+        .filter(|(name, at)| reckoning.open_at(stage.world.member(name).node_key(), *at));
+    let kills_as_executor = deaths
+        .moments
+        .iter()
+        .filter(|(name, at)| reckoning.leased_at(stage.world.member(name).node_key(), *at));
     Ok(Report {
         seed,
         kills,
@@ -190,8 +193,21 @@ fn research(cli: &Cli, home: &str, at: &str, mut dice: Dice, board: &Board) -> a
             let tokens = dice.within(tokens).to_string();
             let prompt = format!("Write about the number {}.", dice.within(1..1_000));
             let arguments = [
-                "--json", "submit", "infer", &prompt, "--detach", "--at", at, "--max-tokens", &tokens,
-                "--attempts", ATTEMPTS, "--deadline", "30m", "--cap", "5",
+                "--json",
+                "submit",
+                "infer",
+                &prompt,
+                "--detach",
+                "--at",
+                at,
+                "--max-tokens",
+                &tokens,
+                "--attempts",
+                ATTEMPTS,
+                "--deadline",
+                "30m",
+                "--cap",
+                "5",
             ];
             let output = cli.run(&arguments)?;
             if output.code == Some(0) {

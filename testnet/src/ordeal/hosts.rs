@@ -42,7 +42,10 @@ impl Hosts {
             let (host, link) = (hosts.namespace(name), format!("host{index}"));
             let [own, gateway] = [2, 1].map(|last| address(index, last).to_string());
             ip(&["netns", "add", &host])?;
-            ip(&["link", "add", "eth0", "netns", &host, "type", "veth", "peer", "name", &link, "netns", &router])?;
+            ip(&[
+                "link", "add", "eth0", "netns", &host, "type", "veth", "peer", "name", &link,
+                "netns", &router,
+            ])?;
             ip(&["-n", &router, "addr", "add", &format!("{gateway}/24"), "dev", &link])?;
             ip(&["-n", &router, "link", "set", &link, "up"])?;
             ip(&["-n", &host, "link", "set", "lo", "up"])?;
@@ -73,7 +76,8 @@ impl Hosts {
             vec!["to", &network, "ipproto", "udp"],
             vec!["to", &network, "ipproto", "tcp", "dport", &port],
         ] {
-            let arguments = [&["-n", &router, "rule", "add"], rule.as_slice(), &["blackhole"]].concat();
+            let arguments =
+                [&["-n", &router, "rule", "add"], rule.as_slice(), &["blackhole"]].concat();
             ip(&arguments).context("this kernel drops nothing by protocol")?;
         }
         Ok(())

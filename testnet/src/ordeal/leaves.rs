@@ -21,14 +21,19 @@ impl Leaves {
         let path = dir.join("checkpoint");
         let note = match std::fs::read_to_string(&path) {
             Ok(note) => note,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Leaves::default()),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Leaves::default());
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
         let size = note.lines().nth(1).and_then(|line| line.parse::<u64>().ok());
         let size = size.with_context(|| format!("{} names no size", path.display()))?;
         let mut leaves = Vec::new();
         while (leaves.len() as u64) < size {
-            let tile = Tile::holding(TileKind::Entries, leaves.len() as u64, size).context("no tile")?;
+            let tile =
+                Tile::holding(TileKind::Entries, leaves.len() as u64, size).context("no tile")?;
             let bytes = bundle(dir, &tile)?;
             let before = leaves.len();
             for entry in Entries::new(&bytes).take(usize::from(tile.width())) {
@@ -75,7 +80,8 @@ impl Leaves {
 
 /// The bundle's bytes. A partial one may have been superseded by a longer one since.
 fn bundle(dir: &Path, tile: &Tile) -> anyhow::Result<Vec<u8>> {
-    let mut names: Vec<PathBuf> = vec![dir.join(tile.to_string()), dir.join(tile.full().to_string())];
+    let mut names: Vec<PathBuf> =
+        vec![dir.join(tile.to_string()), dir.join(tile.full().to_string())];
     for entry in std::fs::read_dir(dir.join(tile.partial_dir())).into_iter().flatten().flatten() {
         let width = entry.file_name().to_str().and_then(|name| name.parse::<u16>().ok());
         names.extend(width.filter(|width| *width >= tile.width()).map(|_| entry.path()));

@@ -171,8 +171,15 @@ fn everywhere(world: &World) -> String {
 /// The answer of a job run to its end at `at`; it must finish.
 fn ask(researcher: &Cli, at: &str, prompt: &str, max_tokens: u32) -> anyhow::Result<Value> {
     let tokens = max_tokens.to_string();
-    let answer =
-        researcher.json(&["submit", "infer", prompt, "--at", at, "--max-tokens", tokens.as_str()])?;
+    let answer = researcher.json(&[
+        "submit",
+        "infer",
+        prompt,
+        "--at",
+        at,
+        "--max-tokens",
+        tokens.as_str(),
+    ])?;
     anyhow::ensure!(text(&answer, "phase") == "finished", "the job did not finish: {answer}");
     anyhow::ensure!(!text(&answer, "text").is_empty(), "the answer is empty: {answer}");
     Ok(answer)

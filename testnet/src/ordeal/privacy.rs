@@ -86,7 +86,14 @@ fn repeat_after_me(world: &World, researcher: &Cli, report: &mut Report) -> anyh
     say("privacy: a job whose prompt and answer hold the marker");
     let prompt = vec![MARKER; REPEATS].join(" ");
     let arguments = [
-        "submit", "infer", "--raw", &prompt, "--at", "Executing Institute", "--max-tokens", TOKENS,
+        "submit",
+        "infer",
+        "--raw",
+        &prompt,
+        "--at",
+        "Executing Institute",
+        "--max-tokens",
+        TOKENS,
     ];
     let mut searched = false;
     let streamed = researcher.stream(&arguments, |_, so_far| {
@@ -196,11 +203,15 @@ fn spool_is_emptied(world: &World, job: &str) -> anyhow::Result<()> {
 fn erase(world: &World, report: &mut Report) -> anyhow::Result<()> {
     say("privacy: the researcher is erased");
     let home = world.member("home");
-    ensure!(search(home.dir(), PERSON).is_err(), "home never knew the name: the search is at fault");
+    ensure!(
+        search(home.dir(), PERSON).is_err(),
+        "home never knew the name: the search is at fault"
+    );
     let members = home.cli().json(&["members", "ls"])?;
     let entries = members["researchers"].as_array().into_iter().flatten();
     let entry = entries.into_iter().find(|entry| text(entry, "name") == PERSON);
-    let key = text(entry.context("the register does not list the researcher")?, "researcher").to_owned();
+    let key =
+        text(entry.context("the register does not list the researcher")?, "researcher").to_owned();
     home.cli().ok(&["members", "erase", &key])?;
     for member in world.members() {
         report.files += search(member.dir(), PERSON)?;

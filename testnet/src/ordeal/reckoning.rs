@@ -98,7 +98,8 @@ impl Reckoning {
 /// Whether a job's document says that it is over.
 pub fn is_over(shown: &Value) -> bool {
     let settled = shown["grant"].is_null() || !shown["settlement"].is_null();
-    let over = ["finished", "failed", "refused", "cancelled", "expired"].contains(&text(shown, "phase"));
+    let over =
+        ["finished", "failed", "refused", "cancelled", "expired"].contains(&text(shown, "phase"));
     over && settled
 }
 
@@ -146,7 +147,9 @@ pub fn heard_by_homes(world: &World) -> anyhow::Result<Heard> {
                 let bytes = data_encoding::HEXLOWER.decode(text(message, "envelope").as_bytes())?;
                 match AnyMessage::verify(&Envelope::from_bytes(&bytes)?, &federation)? {
                     AnyMessage::Lease(lease) => heard.leases.insert((lease.signer, lease.id())),
-                    AnyMessage::Receipt(receipt) => heard.receipts.insert((receipt.signer, receipt.id())),
+                    AnyMessage::Receipt(receipt) => {
+                        heard.receipts.insert((receipt.signer, receipt.id()))
+                    }
                     _ => false,
                 };
             }
@@ -240,7 +243,8 @@ impl Paper {
             }
             AnyMessage::Receipt(receipt) => {
                 let leased = self.leases.get_mut(&receipt.lease);
-                let leased = leased.with_context(|| format!("receipt {} without lease", receipt.id()))?;
+                let leased =
+                    leased.with_context(|| format!("receipt {} without lease", receipt.id()))?;
                 ensure!(leased.ended.is_none(), "lease {} has two receipts", receipt.lease);
                 leased.ended = Some(receipt.ended);
                 self.interrupted += usize::from(receipt.outcome == Outcome::Interrupted);

@@ -165,7 +165,8 @@ impl Stranger {
                 }
             }
         };
-        let peer = tokio::time::timeout(DIAL_MAX, dialling).await.context("no connection in time")??;
+        let peer =
+            tokio::time::timeout(DIAL_MAX, dialling).await.context("no connection in time")??;
         self.peer = Some(peer);
         let verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(verdict.unwrap_or(Verdict::Silence))
@@ -175,7 +176,11 @@ impl Stranger {
     ///
     /// # Errors
     /// When it is not closed within `limit`.
-    pub async fn until_closed(&mut self, limit: Duration, gossip: Option<&[u8]>) -> anyhow::Result<Duration> {
+    pub async fn until_closed(
+        &mut self,
+        limit: Duration,
+        gossip: Option<&[u8]>,
+    ) -> anyhow::Result<Duration> {
         let since = tokio::time::Instant::now();
         let mut offer = tokio::time::interval(Duration::from_millis(100));
         let closed = async {
@@ -234,7 +239,9 @@ impl Stranger {
         let answered = async {
             loop {
                 let event = self.swarm.select_next_some().await;
-                let SwarmEvent::Behaviour(ProtocolsEvent::Requests(event)) = event else { continue };
+                let SwarmEvent::Behaviour(ProtocolsEvent::Requests(event)) = event else {
+                    continue;
+                };
                 match event {
                     request_response::Event::Message {
                         message: request_response::Message::Response { response, .. },
@@ -307,7 +314,8 @@ async fn greet(
         })
         .await
     };
-    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict.unwrap_or(Verdict::Silence));
+    *told.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(verdict.unwrap_or(Verdict::Silence));
     Ok((peer, muxer))
 }
 

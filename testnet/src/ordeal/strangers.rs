@@ -75,7 +75,8 @@ pub fn run() -> anyhow::Result<Report> {
     )?;
     stage.start()?;
     let researcher = stage.world.researcher("ruth", "Ruth", "alpha")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut report = Report::default();
     runtime.block_on(async {
         no_certificate(&stage.world, &mut report).await?;
@@ -136,7 +137,8 @@ async fn gossip(world: &World) -> anyhow::Result<()> {
     let met = visitor.dial(&addresses(world.member("beta"))?[0]).await?;
     ensure!(met == Verdict::Welcome, "a member is not admitted: {met:?}");
     drop(visitor);
-    for (slots, sequence, rightful) in [(RIGHTFUL, 1, true), (WRONGFUL, 2, false), (LAST, 3, true)] {
+    for (slots, sequence, rightful) in [(RIGHTFUL, 1, true), (WRONGFUL, 2, false), (LAST, 3, true)]
+    {
         let advert = forge.advert(&key, slots, sequence)?;
         if rightful {
             let mut visitor = Stranger::new(&key, &forge.federation, member.clone())?;
@@ -156,7 +158,10 @@ async fn gossip(world: &World) -> anyhow::Result<()> {
             stranger.dial(&address).await?;
             stranger.until_closed(CLOSED_WITHIN, Some(&advert)).await?;
             let claimed = slots_of(&world.member("alpha").cli(), &node_of(&key).to_string())?;
-            ensure!(claimed == Some(RIGHTFUL.into()), "gossip of a stranger is believed: {claimed:?}");
+            ensure!(
+                claimed == Some(RIGHTFUL.into()),
+                "gossip of a stranger is believed: {claimed:?}"
+            );
         }
     }
     Ok(())
@@ -191,7 +196,10 @@ async fn expired(world: &World, report: &mut Report) -> anyhow::Result<()> {
         ensure!(!is_peer(&alpha.cli(), &key)?, "an expired member is still a peer");
         let mut again = Stranger::new(&key, &forge.federation, greeting)?;
         let verdict = again.dial(&address).await?;
-        ensure!(matches!(verdict, Verdict::Refused(_)), "an expired member comes back: {verdict:?}");
+        ensure!(
+            matches!(verdict, Verdict::Refused(_)),
+            "an expired member comes back: {verdict:?}"
+        );
     }
     Ok(())
 }
@@ -203,7 +211,12 @@ async fn other_federation(world: &World, report: &mut Report) -> anyhow::Result<
     let other = FederationId::from_bytes(random(32).try_into().unwrap_or_default());
     let address = addresses(world.member("alpha"))?.remove(0);
     let key = new_key();
-    let abroad = Forge { federation: other, charter: forge.charter, institution: forge.institution.clone(), institution_id: forge.institution_id };
+    let abroad = Forge {
+        federation: other,
+        charter: forge.charter,
+        institution: forge.institution.clone(),
+        institution_id: forge.institution_id,
+    };
     let cert = abroad.certify(&key, now(), DurationMs::from_secs(600))?;
     for greeting in [
         abroad.greeting(abroad.hello(&[&cert])),
@@ -244,7 +257,10 @@ fn other_federations_node(stage: &mut Stage, report: &mut Report) -> anyhow::Res
     let written = std::fs::read_to_string(&config)?;
     let empty = "bootstrap = []";
     ensure!(written.contains(empty), "{} has no line {empty}", config.display());
-    std::fs::write(&config, written.replace(empty, &format!("bootstrap = [{:?}]", alpha.control_address()?)))?;
+    std::fs::write(
+        &config,
+        written.replace(empty, &format!("bootstrap = [{:?}]", alpha.control_address()?)),
+    )?;
     abroad.start()?;
     let omega = abroad.member("omega");
     let log = omega.log_file();

@@ -41,7 +41,8 @@ pub fn run() -> anyhow::Result<Report> {
     }
     stage.start()?;
     let world = &stage.world;
-    let [old, new] = ["old", "new"].map(|home| world.researcher(&format!("of-{home}"), "Ruth", home));
+    let [old, new] =
+        ["old", "new"].map(|home| world.researcher(&format!("of-{home}"), "Ruth", home));
     let (old, new) = (old?, new?);
     say("versions: jobs from old to new and from new to old");
     ask(&old, "New Institute", "What is the capital of Norway?", 12)?;
@@ -79,8 +80,18 @@ fn plans() -> [Plan; 3] {
 
 /// A job that the policy at `at` forbids is refused, and the researcher reads whose rule it was.
 fn refused(researcher: &Cli, at: &str) -> anyhow::Result<()> {
-    let arguments =
-        ["--json", "submit", "infer", "Hello", "--at", at, "--purpose", FORBIDDEN, "--max-tokens", "4"];
+    let arguments = [
+        "--json",
+        "submit",
+        "infer",
+        "Hello",
+        "--at",
+        at,
+        "--purpose",
+        FORBIDDEN,
+        "--max-tokens",
+        "4",
+    ];
     let output = researcher.run(&arguments)?;
     ensure!(output.code == Some(REFUSED), "exit code {:?}: {}", output.code, output.stderr);
     let answer: Value = serde_json::from_str(&output.stdout).context("no JSON")?;

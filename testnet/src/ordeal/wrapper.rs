@@ -22,7 +22,8 @@ pub(super) struct Case {
 /// Writes the script to `path`; it replaces itself by `program`, so that process ids stay true.
 pub(super) fn write(path: &Path, program: &Path, cases: &[Case]) -> anyhow::Result<PathBuf> {
     let program = program.to_str().context("the executable's name is no text")?;
-    let mut script = String::from("#!/bin/sh\n# Called as: --dir DIRECTORY COMMAND…\ncase \"${2##*/}\" in\n");
+    let mut script =
+        String::from("#!/bin/sh\n# Called as: --dir DIRECTORY COMMAND…\ncase \"${2##*/}\" in\n");
     for Case { dir, before, run_options } in cases {
         writeln!(script, "{dir})")?;
         writeln!(
@@ -32,7 +33,8 @@ pub(super) fn write(path: &Path, program: &Path, cases: &[Case]) -> anyhow::Resu
         writeln!(script, "  exec {before} '{program}' \"$@\" ;;")?;
     }
     write!(script, "esac\nexec '{program}' \"$@\"\n")?;
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(path)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(path)?;
     file.write_all(script.as_bytes())?;
     Ok(path.to_owned())
 }

@@ -60,7 +60,10 @@ impl Cli {
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(&self.program);
         for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("ALLMEND_") && name != "ALLMEND_LOG") {
+            if name
+                .to_str()
+                .is_some_and(|name| name.starts_with("ALLMEND_") && name != "ALLMEND_LOG")
+            {
                 command.env_remove(name);
             }
         }
@@ -83,7 +86,12 @@ impl Cli {
     pub fn ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = self.run(arguments)?;
         let said = output.stderr.trim();
-        ensure!(output.code == Some(0), "{} failed ({}): {said}", shown(arguments), output.ending());
+        ensure!(
+            output.code == Some(0),
+            "{} failed ({}): {said}",
+            shown(arguments),
+            output.ending()
+        );
         Ok(output.stdout)
     }
 
@@ -92,9 +100,11 @@ impl Cli {
     /// # Errors
     /// As [`Cli::ok`], and when the answer is no JSON.
     pub fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let with_json: Vec<&str> = std::iter::once("--json").chain(arguments.iter().copied()).collect();
+        let with_json: Vec<&str> =
+            std::iter::once("--json").chain(arguments.iter().copied()).collect();
         let answer = self.ok(&with_json)?;
-        serde_json::from_str(&answer).with_context(|| format!("{} printed no JSON", shown(arguments)))
+        serde_json::from_str(&answer)
+            .with_context(|| format!("{} printed no JSON", shown(arguments)))
     }
 
     /// Runs a command and hands over its answer as it comes: the new piece and all so far.
@@ -149,7 +159,8 @@ impl Cli {
             }
         }
         let left = COMMAND_MAX.saturating_sub(begun.elapsed());
-        let status = group.wait(left)?.with_context(|| format!("{} does not end", shown(arguments)))?;
+        let status =
+            group.wait(left)?.with_context(|| format!("{} does not end", shown(arguments)))?;
         let stderr = String::from_utf8_lossy(&errors.join().unwrap_or_default()).into_owned();
         let output = Output { code: status.code(), stdout: seen, stderr };
         Ok(Streamed { output, first_after, last_token_after })

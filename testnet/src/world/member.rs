@@ -92,7 +92,13 @@ impl Member {
     }
 
     /// A node in a directory that `allmend join` has made with [`settings`] for these ports.
-    pub fn existing(cli: Cli, name: &str, institution: &str, ports: Ports, node_key: &str) -> Member {
+    pub fn existing(
+        cli: Cli,
+        name: &str,
+        institution: &str,
+        ports: Ports,
+        node_key: &str,
+    ) -> Member {
         Member {
             name: name.to_owned(),
             institution: institution.to_owned(),
@@ -165,7 +171,8 @@ impl Member {
         let text = fs::read_to_string(&path)?;
         let empty = "#bootstrap = []";
         ensure!(text.contains(empty), "{} has no line {empty}", path.display());
-        let addresses: Vec<String> = bootstrap.iter().map(|address| format!("{address:?}")).collect();
+        let addresses: Vec<String> =
+            bootstrap.iter().map(|address| format!("{address:?}")).collect();
         let line = format!("bootstrap = [{}]", addresses.join(", "));
         fs::write(&path, text.replace(empty, &line) + policy)?;
         Ok(())

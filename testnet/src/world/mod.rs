@@ -82,7 +82,8 @@ impl World {
         }
         let mut options = vec!["--found".to_owned(), name.to_owned()];
         for (plan, member) in others.iter().zip(&members) {
-            let listed = format!("{},{},{}", member.institution_key(), plan.jurisdiction, plan.institution);
+            let listed =
+                format!("{},{},{}", member.institution_key(), plan.jurisdiction, plan.institution);
             options.extend(["--member".to_owned(), listed]);
         }
         let founding = Member::init(self, founder, &options)?;
@@ -121,7 +122,10 @@ impl World {
     /// # Panics
     /// If there is none.
     pub fn member_mut(&mut self, name: &str) -> &mut Member {
-        self.members.iter_mut().find(|member| member.name() == name).expect("a member of this world")
+        self.members
+            .iter_mut()
+            .find(|member| member.name() == name)
+            .expect("a member of this world")
     }
 
     /// Takes in a further institution that has been made outside (for instance by invitation).
@@ -208,7 +212,9 @@ impl World {
         let mut left = reap::left_behind();
         for member in &self.members {
             let held = member.ports().held();
-            left.extend(held.into_iter().map(|port| format!("{port} of {} is taken", member.name())));
+            left.extend(
+                held.into_iter().map(|port| format!("{port} of {} is taken", member.name())),
+            );
         }
         left
     }

@@ -307,7 +307,7 @@ impl Stage<'_> {
                 if phase == "running" {
                     world.member_mut(&node).kill();
                     last_piece = Instant::now();
-                    narrator.stream(&format!(" ⚡[{node} killed]⚡ "));
+                    narrator.stream(&format!(" ⚡{node} killed⚡"));
                     killed = Some(Killed {
                         job,
                         node,

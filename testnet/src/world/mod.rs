@@ -205,11 +205,11 @@ impl World {
         Ok(())
     }
 
-    /// What of this world is still there: processes in its groups and ports that somebody holds.
+    /// What is still there: processes that nobody owns any more, and ports that somebody holds.
     ///
     /// Empty after an orderly stop.
     pub fn leftovers(&self) -> Vec<String> {
-        let mut left = reap::processes_about(&self.dir);
+        let mut left = reap::left_behind();
         for member in &self.members {
             let held = member.ports().held();
             left.extend(

@@ -19,8 +19,10 @@ const INTERRUPTED: i32 = 130;
 /// How often a process is looked at that is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Groups alive, by the process that leads them, and directories to remove with them.
+/// Groups alive, by the process that leads them, and all that ever were.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+static EVER: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+/// Directories to remove with them.
 static SCRATCH: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// A child process with its descendants.
@@ -40,6 +42,7 @@ impl Group {
         let mut groups = lock(&GROUPS);
         let child = command.process_group(0).spawn()?;
         groups.insert(id(&child));
+        lock(&EVER).insert(id(&child));
         Ok(Group { child, over: None })
     }
 
@@ -185,23 +188,29 @@ pub fn on_signals() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Processes, this one apart, whose arguments name something below `dir`, and their descendants.
-pub(super) fn processes_about(dir: &Path) -> Vec<String> {
+/// Processes of groups whose owner is gone: none, if everything was ended as it should.
+pub(super) fn left_behind() -> Vec<String> {
+    let (alive, ever) = (lock(&GROUPS).clone(), lock(&EVER).clone());
     let mut found = Vec::new();
-    let own = std::process::id();
-    let needle = dir.as_os_str().as_encoded_bytes();
     let numbered = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for pid in numbered.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-        let proc = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let arguments = proc("cmdline");
-        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-        let names = arguments.windows(needle.len()).any(|window| window == needle);
-        if pid != own && (names || cwd.starts_with(dir)) {
-            let words = String::from_utf8_lossy(&arguments).replace('\0', " ");
+        let proc = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+        let Some(group) = proc("stat").ok().and_then(|stat| group_and_life(&stat)) else { continue };
+        if ever.contains(&group) && !alive.contains(&group) {
+            let words = proc("cmdline").unwrap_or_default().replace('\0', " ");
             found.push(format!("process {pid} still runs: {}", words.trim_end()));
         }
     }
     found
+}
+
+/// The group of a process by its `/proc/PID/stat`; none for one that has ended and waits for its parent.
+fn group_and_life(stat: &str) -> Option<i32> {
+    // Counted after the name in parentheses, which may itself hold blanks: state, parent, group.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace();
+    let state = fields.next()?;
+    let group = fields.nth(1)?.parse().ok()?;
+    (state != "Z").then_some(group)
 }
 
 fn kill_group(leader: i32) {
@@ -223,18 +232,23 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    /// Goal: killing a group kills what its leader started, and what escapes is seen.
     #[test]
     fn a_dropped_group_takes_its_descendants_along() {
-        let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
-        // The descendant's argument names the directory.
-        command.arg("-c").arg(format!("sleep 60 & tail -f {}/none & wait", dir.path().display()));
-        let group = Group::spawn(command.stderr(std::process::Stdio::null())).unwrap();
-        assert!(!processes_about(dir.path()).is_empty());
+        let mut group = Group::spawn(command.args(["-c", "sleep 60 & sleep 60 & wait"])).unwrap();
+        let leader = id(&group.child);
+        // The leader alone is killed: what it started is left behind.
+        group.signal(Signal::KILL);
+        group.wait(Duration::from_secs(10)).unwrap().unwrap();
+        assert!(left_behind().iter().any(|line| line.contains("sleep 60")));
+        kill_group(leader);
+        let mut group = Group::spawn(command.args(["-c", "sleep 61 & sleep 61 & wait"])).unwrap();
+        assert!(group.ended().unwrap().is_none());
         drop(group);
         let since = Instant::now();
-        while !processes_about(dir.path()).is_empty() {
-            assert!(since.elapsed() < Duration::from_secs(10), "something is left");
+        while !left_behind().is_empty() {
+            assert!(since.elapsed() < Duration::from_secs(10), "{:?}", left_behind());
         }
     }
 }

@@ -1,0 +1,36 @@
+//! The demonstration, once, with a node that is built for it and the real model.
+
+use allmend_testnet::demo::{Options, run};
+
+/// Goal: every sentence of the demonstration holds, and the report says so in numbers.
+#[test]
+fn the_demonstration_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = dir.path().join("world");
+    let options = Options { dir: Some(world.clone()), ..Options::default() };
+    let report = run(&options).unwrap();
+    assert!(report.passed, "{:?}; logs are below {}", report.failure, dir.keep().display());
+
+    let killed = report.killed.unwrap();
+    let [first, second] = killed.job.attempts.as_slice() else { panic!("two attempts") };
+    assert_ne!(first.lease, second.lease);
+    assert_ne!(first.node, second.node);
+    assert_eq!(first.node, killed.killed_node);
+    assert!(first.tokens >= 8, "{} tokens before the kill", first.tokens);
+    assert_eq!((killed.job.settlement.count, killed.job.settlement.shares.len()), (1, 2));
+    assert!(killed.same_answer);
+    assert_eq!(report.undisturbed.unwrap().answer, killed.job.answer);
+    assert_eq!(report.refused.unwrap().exit_code, 5);
+    let audit = report.audit.unwrap();
+    assert_eq!((audit.exit_code, audit.logs.len(), audit.findings.len()), (0, 3, 0));
+    let tampered = report.tampered.unwrap();
+    assert_eq!(tampered.audit.exit_code, 8);
+    assert!(tampered.named);
+    assert!(report.leftovers_checked && report.leftovers.is_empty());
+
+    // What was written is what was returned.
+    let written = std::fs::read(world.join("report.json")).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(written["passed"], true);
+    assert_eq!(written["killed"]["settlement"]["shares"].as_array().unwrap().len(), 2);
+}

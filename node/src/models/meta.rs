@@ -83,6 +83,14 @@ impl Stamp {
             changed_ns: meta.ctime_nsec(),
         })
     }
+
+    /// Whether nobody has written to the file between the two. A further link to it, such as another
+    /// node's, changes a stamp but no content.
+    pub(super) fn is_unwritten_since(&self, before: &Stamp) -> bool {
+        let unlinked =
+            Stamp { changed_s: before.changed_s, changed_ns: before.changed_ns, ..*self };
+        unlinked == *before
+    }
 }
 
 /// Reads a small JSON file; the error says why in words.
@@ -175,5 +183,17 @@ mod tests {
             fs::write(&path, &bytes).unwrap();
             let _ = read_json::<Meta>(&path);
         }
+    }
+
+    #[test]
+    fn a_further_link_is_no_change_of_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("model"), dir.path().join("link"));
+        fs::write(&path, b"weights").unwrap();
+        let before = Stamp::of(&path).unwrap();
+        fs::hard_link(&path, &link).unwrap();
+        assert!(Stamp::of(&path).unwrap().is_unwritten_since(&before));
+        fs::write(&link, b"heavier weights").unwrap();
+        assert!(!Stamp::of(&path).unwrap().is_unwritten_since(&before));
     }
 }

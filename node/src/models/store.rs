@@ -152,7 +152,8 @@ impl Store {
             return Ok(());
         }
         job.watch.step(&format!("checking {}", model.meta.name));
-        if hash_watched(&model.path, job)? != *digest || Stamp::of(&model.path)? != stamp {
+        let whole = hash_watched(&model.path, job)? == *digest;
+        if !whole || !Stamp::of(&model.path)?.is_unwritten_since(&stamp) {
             return Err(ModelError::Damaged { name: model.meta.name, digest: *digest });
         }
         write_json(&stamp_path, &stamp)

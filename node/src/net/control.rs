@@ -348,17 +348,12 @@ impl Control {
         }
         let peers = &self.peers;
         for dial in self.book.due(now, jitter, |peer| peers.contains_key(peer)) {
-            // From the listening port, which is libp2p's habit, answers would not pass a firewall
-            // that keeps everything from that port (specs/transport.md §1).
             let options = match dial {
                 Dial::Peer(peer, addresses) => DialOpts::peer_id(peer)
                     .addresses(addresses)
                     .condition(PeerCondition::DisconnectedAndNotDialing)
-                    .allocate_new_port()
                     .build(),
-                Dial::Unknown(address) => {
-                    DialOpts::unknown_peer_id().address(address).allocate_new_port().build()
-                }
+                Dial::Unknown(address) => DialOpts::unknown_peer_id().address(address).build(),
             };
             if let Err(error) = self.swarm.dial(options) {
                 tracing::trace!(%error, "not dialled");

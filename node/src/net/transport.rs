@@ -1,13 +1,20 @@
 //! How control connections come to be: TCP (noise, yamux) or QUIC, then the mutual hello.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use libp2p::{
-    PeerId, Transport as _,
+    Multiaddr, PeerId, Transport,
     core::{
         ConnectedPoint,
         muxing::StreamMuxerBox,
-        transport::{Boxed, OptionalTransport},
+        transport::{
+            Boxed, DialOpts, ListenerId, OptionalTransport, PortUse, TransportError, TransportEvent,
+        },
         upgrade::Version,
     },
     dns,
@@ -42,12 +49,52 @@ pub(super) fn build(
             dns::ResolverOpts::default(),
         ),
     };
-    Ok(named
+    Ok(OwnPort(named.boxed())
         .and_then(move |(peer, muxer): (PeerId, StreamMuxerBox), point: ConnectedPoint| {
             gatekeeper.admit(peer, muxer, point)
         })
         .map_err(io::Error::other)
         .boxed())
+}
+
+/// Dials from a port of its own, whoever asks (specs/transport.md §1).
+///
+/// libp2p's habit, and that of its discovery, is to dial from the listening port; the answers would
+/// not pass a firewall that keeps everything from that port.
+struct OwnPort(ControlTransport);
+
+impl Transport for OwnPort {
+    type Output = <ControlTransport as Transport>::Output;
+    type Error = <ControlTransport as Transport>::Error;
+    type ListenerUpgrade = <ControlTransport as Transport>::ListenerUpgrade;
+    type Dial = <ControlTransport as Transport>::Dial;
+
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        address: Multiaddr,
+    ) -> Result<(), TransportError<Self::Error>> {
+        self.0.listen_on(id, address)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.0.remove_listener(id)
+    }
+
+    fn dial(
+        &mut self,
+        address: Multiaddr,
+        options: DialOpts,
+    ) -> Result<Self::Dial, TransportError<Self::Error>> {
+        self.0.dial(address, DialOpts { port_use: PortUse::New, ..options })
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
+        Pin::new(&mut self.0).poll(cx)
+    }
 }
 
 /// TCP and, unless disabled, QUIC; authenticated and multiplexed.

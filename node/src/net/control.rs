@@ -348,12 +348,17 @@ impl Control {
         }
         let peers = &self.peers;
         for dial in self.book.due(now, jitter, |peer| peers.contains_key(peer)) {
+            // From the listening port, which is libp2p's habit, answers would not pass a firewall
+            // that keeps everything from that port (specs/transport.md §1).
             let options = match dial {
                 Dial::Peer(peer, addresses) => DialOpts::peer_id(peer)
                     .addresses(addresses)
                     .condition(PeerCondition::DisconnectedAndNotDialing)
+                    .allocate_new_port()
                     .build(),
-                Dial::Unknown(address) => DialOpts::unknown_peer_id().address(address).build(),
+                Dial::Unknown(address) => {
+                    DialOpts::unknown_peer_id().address(address).allocate_new_port().build()
+                }
             };
             if let Err(error) = self.swarm.dial(options) {
                 tracing::trace!(%error, "not dialled");
@@ -471,6 +476,10 @@ impl Control {
             self.bulk.forsake(&node);
             tracing::debug!(peer = %node, "left");
             self.announce(NetEvent::Left(node));
+        } else {
+            // What was told over the closed connection may be lost: a member that restarted would
+            // know nobody but us for a minute.
+            self.tell_addresses(peer_id);
         }
     }
 

@@ -35,9 +35,9 @@ const JURISDICTIONS: &str = "CH,NO";
 /// What the two others let run.
 const POLICY: &str = "\n[[policy.allow]]\nname = \"research and teaching\"\ninstitutions = [\"*\"]\n\
                       purposes = [\"research\", \"teaching\"]\n";
-const PROMPT: &str = "Explain step by step how a glacier forms in the Alps and why it moves.";
+const PROMPT: &str = "Explain in a few sentences why trees are important.";
 /// A sensible answer has one of these.
-const SENSIBLE: [&str; 4] = ["snow", "ice", "cold", "glacier"];
+const SENSIBLE: [&str; 4] = ["oxygen", "carbon", "climate", "habitat"];
 const MAX_TOKENS: &str = "180";
 /// Words of the answer to wait for before the kill. Each is a token or more, and a node's journal holds
 /// its progress in steps of eight tokens, by which it is paid after a crash.

@@ -189,7 +189,7 @@ fn research(cli: &Cli, home: &str, at: &str, mut dice: Dice, board: &Board) -> a
     while !board.stop.load(Ordering::Relaxed) {
         if open.len() < OPEN_MAX {
             // Mostly short, now and then long enough to be met by several kills.
-            let tokens = if dice.within(0..4) == 0 { 160..400 } else { 4..40 };
+            let tokens = if dice.within(0..4) == 0 { 80..240 } else { 2..24 };
             let tokens = dice.within(tokens).to_string();
             let prompt = format!("Write about the number {}.", dice.within(1..1_000));
             let arguments = [

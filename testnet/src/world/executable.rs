@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::reap::Group;
 
 /// Names an executable to use instead of a built one.
-const PROGRAM_ENV: &str = "ALLMEND_BIN";
+pub(super) const PROGRAM_ENV: &str = "ALLMEND_BIN";
 const PROGRAM: &str = "allmend";
 const PACKAGE: &str = "allmend-node";
 

@@ -268,7 +268,7 @@ impl Member {
 }
 
 /// Settings of a node on loopback, as `KEY=VALUE`.
-pub fn settings(ports: &Ports) -> Vec<String> {
+pub(super) fn settings(ports: &Ports) -> Vec<String> {
     vec![
         format!(
             "control_listen=[\"/ip4/127.0.0.1/tcp/{}\", \"/ip4/127.0.0.1/udp/{}/quic-v1\"]",

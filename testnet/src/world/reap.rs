@@ -195,7 +195,9 @@ pub(super) fn left_behind() -> Vec<String> {
     let numbered = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for pid in numbered.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
         let proc = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
-        let Some(group) = proc("stat").ok().and_then(|stat| group_and_life(&stat)) else { continue };
+        let Some(group) = proc("stat").ok().and_then(|stat| group_and_life(&stat)) else {
+            continue;
+        };
         if ever.contains(&group) && !alive.contains(&group) {
             let words = proc("cmdline").unwrap_or_default().replace('\0', " ");
             found.push(format!("process {pid} still runs: {}", words.trim_end()));

@@ -3,7 +3,7 @@
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
@@ -37,8 +37,9 @@ pub enum Origin {
 }
 
 impl Executable {
-    /// The one that `ALLMEND_BIN` names, else as cargo builds it from this workspace with the profile
-    /// of this program, else, where there is no cargo, the one beside this program.
+    /// The one that `ALLMEND_BIN` names; else the one beside this program, if it is newer than all of
+    /// its sources; else as cargo builds it from this workspace with the profile of this program; else,
+    /// where there is no cargo, the one beside this program.
     ///
     /// # Errors
     /// When the build fails, which cargo has then explained, or there is none.
@@ -48,6 +49,9 @@ impl Executable {
                 .canonicalize()
                 .with_context(|| format!("{PROGRAM_ENV} names {}", Path::new(&path).display()))?;
             return Ok(Executable { path, origin: Origin::Named });
+        }
+        if let Some(path) = built_already() {
+            return Ok(Executable { path, origin: Origin::Beside });
         }
         if manifest().exists() {
             match build(PACKAGE, &["--bin", PROGRAM], PROGRAM) {
@@ -86,6 +90,33 @@ pub fn target_dir() -> anyhow::Result<PathBuf> {
 
 fn manifest() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml")
+}
+
+/// The executable beside this program, if nothing that it is made of has changed since. `cargo test
+/// --workspace` has built it already, and asking cargo for one package alone would resolve the features
+/// of dependencies anew and build many of them twice.
+fn built_already() -> Option<PathBuf> {
+    let mut dir = std::env::current_exe().ok()?.parent()?.to_owned();
+    if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir.pop();
+    }
+    let path = dir.join(PROGRAM);
+    let built = path.metadata().ok()?.modified().ok()?;
+    let root = manifest().parent()?.to_owned();
+    let sources = ["protocol", "scheduler", "node", "Cargo.toml", "Cargo.lock"];
+    sources.iter().all(|part| unchanged_since(&root.join(part), built)).then_some(path)
+}
+
+/// Whether no source at or below `path` was changed after `built`.
+fn unchanged_since(path: &Path, built: SystemTime) -> bool {
+    let Ok(metadata) = path.metadata() else { return false };
+    if metadata.is_dir() {
+        let Ok(entries) = path.read_dir() else { return false };
+        return entries.flatten().all(|entry| unchanged_since(&entry.path(), built));
+    }
+    let source = path.extension().is_some_and(|ending| ending == "rs" || ending == "toml")
+        || path.ends_with("Cargo.lock");
+    !source || metadata.modified().is_ok_and(|changed| changed <= built)
 }
 
 /// Builds one target of `package` and gives its executable; cargo itself says on standard error how it

@@ -91,7 +91,7 @@ impl Member {
         })
     }
 
-    /// A node in a directory that `allmend join` has made with [`settings`] for these ports.
+    /// A node in a directory that `allmend join` has made with `settings` for these ports.
     pub fn existing(
         cli: Cli,
         name: &str,

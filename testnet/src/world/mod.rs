@@ -25,6 +25,8 @@ pub use self::ports::Ports;
 
 /// How long a condition is waited for that needs no computing, such as a node being up.
 pub const SOON: Duration = Duration::from_secs(30);
+/// How long the processes of a node that has ended may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// How often a condition is looked at again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// `name` in the policy of a node that serves the whole federation.
@@ -205,16 +207,27 @@ impl World {
         Ok(())
     }
 
-    /// What is still there: processes that nobody owns any more, and ports that somebody holds.
+    /// What is still there a moment after everything was ended: processes that nobody owns any more,
+    /// and ports that somebody holds.
     ///
     /// Empty after an orderly stop.
     pub fn leftovers(&self) -> Vec<String> {
+        let since = Instant::now();
+        loop {
+            let left = self.left_now();
+            // A worker may still be giving its memory back when its node has gone.
+            if left.is_empty() || since.elapsed() > GONE_WITHIN {
+                return left;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    fn left_now(&self) -> Vec<String> {
         let mut left = reap::left_behind();
         for member in &self.members {
             let held = member.ports().held();
-            left.extend(
-                held.into_iter().map(|port| format!("{port} of {} is taken", member.name())),
-            );
+            left.extend(held.into_iter().map(|port| format!("{port} of {} is taken", member.name())));
         }
         left
     }

@@ -227,7 +227,9 @@ impl World {
         let mut left = reap::left_behind();
         for member in &self.members {
             let held = member.ports().held();
-            left.extend(held.into_iter().map(|port| format!("{port} of {} is taken", member.name())));
+            left.extend(
+                held.into_iter().map(|port| format!("{port} of {} is taken", member.name())),
+            );
         }
         left
     }

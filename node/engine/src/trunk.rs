@@ -6,7 +6,8 @@
 use candle_core::{Device, Tensor};
 use candle_nn::attention::{AttnMask, flash_attn};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Seat};
+use crate::decoder::{Batch, Decoder, Output, PAGE_TOKENS};
 use crate::error::EngineError;
 use crate::gguf::Gguf;
 use crate::rope::{Angles, Rotation};
@@ -108,11 +109,7 @@ impl Trunk {
         Ok(Self { spec, device, embedding, layers, output_norm, output, rotation })
     }
 
-    pub(crate) fn new_cache(&self, capacity: usize) -> candle_core::Result<Cache> {
-        Cache::new(&self.spec, capacity, &self.device)
-    }
-
-    /// Computes `tokens` after those in `cache`, which grows by them.
+    /// Computes `tokens` after those that are in the sequence's pages already.
     ///
     /// # Shapes
     /// Returns (rows, vocab): one row for [`Rows::Last`], one per token for [`Rows::All`].
@@ -122,21 +119,90 @@ impl Trunk {
     pub(crate) fn forward(
         &self,
         tokens: &[u32],
-        cache: &mut Cache,
+        cache: &Cache,
+        seat: &Seat<'_>,
         rows: Rows,
         product: Product,
     ) -> candle_core::Result<Tensor> {
         let mut hidden = self.embedding.rows(tokens, &self.device)?;
-        let angles = self.rotation.angles(cache.len(), tokens.len(), &self.device)?;
+        let angles = self.rotation.angles(seat.start, tokens.len(), &self.device)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(&self.spec, index, &hidden, &angles, cache, product)?;
+            hidden = layer.forward(&self.spec, index, &hidden, &angles, (cache, seat), product)?;
         }
-        cache.advance(tokens.len());
         if rows == Rows::Last {
             hidden = hidden.narrow(0, tokens.len().saturating_sub(1), 1)?;
         }
         let hidden = self.spec.norm.apply(&hidden.contiguous()?, &self.output_norm)?;
         self.output.as_ref().unwrap_or(&self.embedding).apply(&hidden, product)
+    }
+}
+
+/// The trunk behind the seam, one sequence after the other.
+pub(crate) struct TrunkDecoder {
+    trunk: Trunk,
+    cache: Cache,
+    pages: usize,
+}
+
+impl TrunkDecoder {
+    pub(crate) fn new(trunk: Trunk, pages: usize) -> candle_core::Result<Self> {
+        let cache = Cache::new(&trunk.spec, pages, &trunk.device)?;
+        Ok(Self { trunk, cache, pages })
+    }
+}
+
+impl Decoder for TrunkDecoder {
+    fn spec(&self) -> &ModelSpec {
+        &self.trunk.spec
+    }
+
+    fn rows_max(&self) -> usize {
+        PREFILL_CHUNK_TOKENS
+    }
+
+    fn pages(&self) -> usize {
+        self.pages
+    }
+
+    fn batch_invariant(&self) -> bool {
+        false
+    }
+
+    fn forward(
+        &mut self,
+        batch: &Batch<'_>,
+        output: Output,
+        out: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
+        if output == Output::Hidden || batch.sequences.iter().any(|view| view.adapter.is_some()) {
+            let problem = "this build computes neither embeddings nor adapters";
+            return Err(EngineError::InvalidRequest(problem.to_owned()));
+        }
+        out.clear();
+        for rows in batch.rows.chunk_by(|a, b| a.sequence == b.sequence) {
+            let first = rows.first();
+            let Some((first, view)) =
+                first.and_then(|row| Some((row, batch.sequences.get(row.sequence)?)))
+            else {
+                let problem = "a row belongs to no sequence".to_owned();
+                return Err(candle_core::Error::Msg(problem).into());
+            };
+            debug_assert!(view.pages.len() * PAGE_TOKENS >= first.position + rows.len());
+            let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
+            let seat = Seat { pages: view.pages, start: first.position };
+            let product = if rows.len() == 1 { Product::Quantised } else { Product::Expanded };
+            let (last, before) = (rows.len() - 1, rows.split_last().map_or(&[][..], |(_, b)| b));
+            let (which, skipped) = match before.iter().any(|row| row.wanted) {
+                true => (Rows::All, 0),
+                false => (Rows::Last, last),
+            };
+            let logits = self.trunk.forward(&tokens, &self.cache, &seat, which, product)?;
+            for (row, at) in rows.iter().zip(0..).filter(|(row, _)| row.wanted) {
+                debug_assert_eq!(row.position, first.position + at);
+                out.extend(logits.get(at - skipped)?.to_vec1::<f32>()?);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -166,11 +232,12 @@ impl Layer {
         index: usize,
         hidden: &Tensor,
         angles: &Angles,
-        cache: &Cache,
+        (cache, seat): (&Cache, &Seat<'_>),
         product: Product,
     ) -> candle_core::Result<Tensor> {
         let normed = spec.norm.apply(hidden, &self.attention_norm)?;
-        let hidden = (hidden + self.attend(spec, index, &normed, angles, cache, product)?)?;
+        let hidden =
+            (hidden + self.attend(spec, index, &normed, angles, (cache, seat), product)?)?;
         let normed = spec.norm.apply(&hidden, &self.mlp_norm)?;
         &hidden + self.mlp(spec.mlp, &normed, product)?
     }
@@ -182,7 +249,7 @@ impl Layer {
         index: usize,
         normed: &Tensor,
         angles: &Angles,
-        cache: &Cache,
+        (cache, seat): (&Cache, &Seat<'_>),
         product: Product,
     ) -> candle_core::Result<Tensor> {
         let tokens = normed.dim(0)?;
@@ -192,13 +259,13 @@ impl Layer {
         let key = self.key.apply(normed, product)?.reshape(kv_shape)?;
         let value = self.value.apply(normed, product)?.reshape(kv_shape)?;
         let query = angles.rotate(&query)?;
-        let (keys, values) = cache.extend(index, &angles.rotate(&key)?, &value)?;
+        let (keys, values) = cache.extend(index, seat, &angles.rotate(&key)?, &value)?;
         let attended = flash_attn::<f32>(
             &query.unsqueeze(0)?,
             &keys.unsqueeze(0)?,
             &values.unsqueeze(0)?,
             1.0 / (spec.head_dim as f32).sqrt(),
-            AttnMask::causal_with_offset(cache.len()),
+            AttnMask::causal_with_offset(seat.start),
             None,
             None,
         )?;

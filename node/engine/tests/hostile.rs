@@ -64,14 +64,16 @@ fn load_and_run(path: &std::path::Path) -> Result<(), EngineError> {
     let message = allmend_engine::ChatMessage { role: "user".into(), content: "Hi".into() };
     for input in [Input::Prompt("ab".to_owned()), Input::Chat(vec![message])] {
         let request = Request {
-            input,
-            max_tokens: 2,
-            sampling: Sampling { temperature_milli: 700, top_k: 5, top_p_milli: 900, seed: 1 },
+            sampling: Sampling {
+                temperature_milli: 700,
+                top_k: 5,
+                top_p_milli: 900,
+                seed: 1,
+                ..Sampling::GREEDY
+            },
             stop: vec!["zz".to_owned()],
             forced: vec![5],
-            clock: 0,
-            researcher: None,
-            public_messages: 0,
+            ..Request::new(input, 2)
         };
         engine.generate(&request, &mut |_| ControlFlow::Continue(()))?;
     }

@@ -83,9 +83,8 @@ pub(crate) fn read(text: &[u8]) -> Result<(ModelSpec, Names), EngineError> {
         return Err(EngineError::metadata(file, "is not a JSON object"));
     };
     let keys = Keys::new("", &map);
-    let family = keys
-        .string("model_type")?
-        .ok_or_else(|| keys.wrong("model_type", "is missing"))?;
+    let family =
+        keys.string("model_type")?.ok_or_else(|| keys.wrong("model_type", "is missing"))?;
     let (spec, names) = families::describe(family, &keys)?;
     for (key, reason) in [
         ("quantization_config", "packed weights are read from GGUF files only"),
@@ -224,11 +223,7 @@ fn architecture<'a>(keys: &Keys<'a>, known: &[&str]) -> Result<Option<&'a str>, 
 
 /// The rotation that all layers share: `rope_parameters` (transformers 5), or `rope_theta` with
 /// `rope_scaling` and `partial_rotary_factor` (4).
-fn rope(
-    keys: &Keys<'_>,
-    defaults: &RopeDefaults,
-    pairing: Pairing,
-) -> Result<Rope, EngineError> {
+fn rope(keys: &Keys<'_>, defaults: &RopeDefaults, pairing: Pairing) -> Result<Rope, EngineError> {
     let defaults = outer_defaults(keys, defaults)?;
     let parameters = match rope_object(keys)? {
         Some(object) => RopeParameters::from_keys(&object, &defaults)?,
@@ -276,10 +271,7 @@ fn rope_object<'a>(keys: &Keys<'a>) -> Result<Option<Keys<'a>>, EngineError> {
     Ok(new.or(old))
 }
 
-fn outer_defaults(
-    keys: &Keys<'_>,
-    defaults: &RopeDefaults,
-) -> Result<RopeDefaults, EngineError> {
+fn outer_defaults(keys: &Keys<'_>, defaults: &RopeDefaults) -> Result<RopeDefaults, EngineError> {
     Ok(RopeDefaults {
         base: keys.number("rope_theta", 1.0..=1e12)?.unwrap_or(defaults.base),
         part: keys.number("partial_rotary_factor", 0.0..=1.0)?.unwrap_or(defaults.part),

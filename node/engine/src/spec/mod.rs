@@ -263,6 +263,9 @@ impl ModelSpec {
             return wrong(format!("an MLP of width {} (at most {WIDTH_MAX})", self.mlp_width));
         }
         for rope in &self.ropes {
+            if !rope.frequencies.iter().all(|frequency| frequency.is_finite()) {
+                return wrong("a frequency of the rotation is not finite".to_owned());
+            }
             let rotated = 2 * rope.frequencies.len();
             if rotated > self.head_dim {
                 return wrong(format!("{rotated} of {} dimensions are rotated", self.head_dim));
@@ -299,7 +302,10 @@ mod tests {
 
     #[test]
     fn slopes_are_those_of_the_paper() {
-        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        assert_eq!(
+            alibi_slopes(8),
+            [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]
+        );
         // Three heads: the two of "2" and the first of "4".
         assert_eq!(alibi_slopes(3), [0.0625, 0.00390625, 0.25]);
         assert_eq!(alibi_slopes(1), [0.00390625]);

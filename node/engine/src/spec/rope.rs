@@ -150,10 +150,7 @@ impl RopeParameters {
     ///
     /// # Errors
     /// Names the kind of scaling or the key that is not understood.
-    pub(crate) fn from_keys(
-        keys: &Keys<'_>,
-        defaults: &RopeDefaults,
-    ) -> Result<Self, EngineError> {
+    pub(crate) fn from_keys(keys: &Keys<'_>, defaults: &RopeDefaults) -> Result<Self, EngineError> {
         let base = keys.number("rope_theta", 1.0..=1e12)?.unwrap_or(defaults.base);
         let part = keys.number("partial_rotary_factor", 0.0..=1.0)?.unwrap_or(defaults.part);
         let dims = rotated(keys, part, defaults.head_dim)?;
@@ -215,7 +212,8 @@ fn rotated(keys: &Keys<'_>, part: f64, head_dim: usize) -> Result<usize, EngineE
 
 /// As `_compute_yarn_parameters` of transformers.
 fn yarn(keys: &Keys<'_>, factor: f64, context: f64) -> Result<Scaling, EngineError> {
-    let amplitude_of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let amplitude_of =
+        |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     let given = keys.number("attention_factor", 1e-3..=1e3)?;
     let one = keys.number("mscale", 0.0..=1e3)?.filter(|&mscale| mscale != 0.0);
     let all = keys.number("mscale_all_dim", 0.0..=1e3)?.filter(|&mscale| mscale != 0.0);

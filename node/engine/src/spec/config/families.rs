@@ -10,16 +10,28 @@ use crate::spec::keys::Keys;
 use crate::spec::names::{self, Names};
 use crate::spec::rope::{Pairing, Rope, RopeDefaults, RopeParameters, Scaling};
 use crate::spec::{
-    Activation, HEADS_MAX, Head, Kind, ModelSpec, NormKind, Placement, Positions, QkNorm,
-    WIDTH_MAX,
+    Activation, HEADS_MAX, Head, Kind, ModelSpec, NormKind, Placement, Positions, QkNorm, WIDTH_MAX,
 };
 
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// Families as `model_type` names them, for the message about any other.
 const FAMILIES: [&str; 15] = [
-    "llama", "apertus", "olmo2", "olmo3", "qwen2", "qwen3", "gemma2", "gemma3_text", "glm4", "gpt2",
-    "gptj", "bloom", "bert", "roberta", "xlm-roberta",
+    "llama",
+    "apertus",
+    "olmo2",
+    "olmo3",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "gpt2",
+    "gptj",
+    "bloom",
+    "bert",
+    "roberta",
+    "xlm-roberta",
 ];
 
 pub(super) fn describe(family: &str, keys: &Keys<'_>) -> Result<(ModelSpec, Names)> {
@@ -311,7 +323,9 @@ fn bloom(keys: &Keys<'_>) -> Result<ModelSpec> {
     let either = |new: &'static str, old: &'static str| {
         let old = if keys.value(old).is_some() { Some(old) } else { None };
         match (keys.value(new), old) {
-            (Some(_), Some(old)) => Err(keys.unsupported(old, "the key with the new name is there too")),
+            (Some(_), Some(old)) => {
+                Err(keys.unsupported(old, "the key with the new name is there too"))
+            }
             (None, Some(old)) => Ok(old),
             _ => Ok(new),
         }

@@ -1,7 +1,7 @@
 //! How the tensors of each family are called and laid out: the way from a [`Slot`] to a place in a
 //! checkpoint, and, for adapters, from a module's name to slots.
 
-use crate::spec::{ModelSpec, Placement, QkNorm};
+use crate::spec::{ModelSpec, Pairing, Placement, QkNorm};
 
 /// A matrix or a norm of a model, whatever its family calls it. Biases belong to their part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -170,8 +170,10 @@ enum Scope {
 /// Names of one family in one file format.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
-    /// Before all names but those of the head. Checkpoints of the headless class lack it.
+    /// Before all names but those of the head, in the model with its head.
     prefix: &'static str,
+    /// The checkpoint leaves the prefix out, as those of the headless class do.
+    bare: bool,
     /// Before a layer's number.
     layers: &'static str,
     modules: Vec<Module>,
@@ -196,11 +198,12 @@ impl Names {
             module.parts.contains(&slot.part)
                 && (module.scope == Scope::Layer) == slot.layer.is_some()
         })?;
+        let prefix = if self.bare { "" } else { self.prefix };
         let name = match (module.scope, slot.layer) {
             (Scope::Layer, Some(layer)) => {
-                format!("{}{}{layer}.{}", self.prefix, self.layers, module.name)
+                format!("{prefix}{}{layer}.{}", self.layers, module.name)
             }
-            (Scope::Model, _) => format!("{}{}", self.prefix, module.name),
+            (Scope::Model, _) => format!("{prefix}{}", module.name),
             _ => module.name.to_owned(),
         };
         Some(Place { name, layout: module.layout, parts: module.parts })
@@ -220,15 +223,13 @@ impl Names {
 
     /// Adapts to a checkpoint that leaves the prefix out.
     pub(crate) fn for_tensors(mut self, exists: impl Fn(&str) -> bool) -> Self {
-        let embedding = |names: &Self| {
-            let place = names.place(Slot::model(Part::TokenEmbedding))?;
-            Some(format!("{}.weight", place.name))
+        let holds = |names: &Self| {
+            let place = names.place(Slot::model(Part::TokenEmbedding));
+            place.is_some_and(|place| exists(&format!("{}.weight", place.name)))
         };
-        if embedding(&self).is_some_and(|name| !exists(&name)) {
-            let with = std::mem::take(&mut self.prefix);
-            if embedding(&self).is_none_or(|name| !exists(&name)) {
-                self.prefix = with;
-            }
+        if !holds(&self) {
+            self.bare = true;
+            self.bare = holds(&self);
         }
         self
     }
@@ -280,6 +281,7 @@ fn llama_like(own: &[Module]) -> Names {
     ];
     Names {
         prefix: "model.",
+        bare: false,
         layers: "layers.",
         modules: [&shared, own].concat(),
         idle: &["layers.*.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq"],
@@ -344,6 +346,7 @@ const FUSED: &[Part] = &[Part::Query, Part::Key, Part::Value];
 pub(crate) fn gpt2() -> Names {
     Names {
         prefix: "transformer.",
+        bare: false,
         layers: "h.",
         modules: vec![
             model("wte", &[Part::TokenEmbedding]),
@@ -365,6 +368,7 @@ pub(crate) fn gpt2() -> Names {
 pub(crate) fn gptj() -> Names {
     Names {
         prefix: "transformer.",
+        bare: false,
         layers: "h.",
         modules: vec![
             model("wte", &[Part::TokenEmbedding]),
@@ -385,6 +389,7 @@ pub(crate) fn gptj() -> Names {
 pub(crate) fn bloom() -> Names {
     Names {
         prefix: "transformer.",
+        bare: false,
         layers: "h.",
         modules: vec![
             model("word_embeddings", &[Part::TokenEmbedding]),
@@ -417,7 +422,8 @@ fn bert_like(prefix: &'static str, head: &[Module], idle: &'static [&'static str
         layer("output.dense", &[Part::Down]),
         layer("output.LayerNorm", &[Part::MlpOutNorm]),
     ];
-    Names { prefix, layers: "encoder.layer.", modules: [&shared, head].concat(), idle }
+    let modules = [&shared, head].concat();
+    Names { prefix, bare: false, layers: "encoder.layer.", modules, idle }
 }
 
 /// The pooler is for classification of pairs; mean pooling does not pass through it.
@@ -458,6 +464,22 @@ pub(crate) fn roberta() -> Names {
     )
 }
 
+/// How the reference implementation names a family's modules, and which dimensions it rotates together;
+/// the family may be named as GGUF names it. None for families without decoder layers.
+pub(crate) fn reference(family: &str) -> Option<(Names, Pairing)> {
+    Some(match family {
+        "llama" | "qwen2" | "qwen3" => (llama(), Pairing::Halves),
+        "apertus" => (apertus(), Pairing::Halves),
+        "olmo2" | "olmo3" => (olmo2(), Pairing::Halves),
+        "gemma2" | "gemma3" | "gemma3_text" => (gemma(), Pairing::Halves),
+        "glm4" => (glm4(), Pairing::Adjacent),
+        "gpt2" => (gpt2(), Pairing::Halves),
+        "gptj" => (gptj(), Pairing::Adjacent),
+        "bloom" => (bloom(), Pairing::Halves),
+        _ => return None,
+    })
+}
+
 /// What the usual converter writes; its names are the same for every architecture.
 pub(crate) fn gguf(spec: &ModelSpec) -> Names {
     let fused = matches!(spec.family, "gpt2" | "bloom");
@@ -489,7 +511,7 @@ pub(crate) fn gguf(spec: &ModelSpec) -> Names {
         _ => vec![layer("ffn_gate", &[Part::Gate]), layer("ffn_up", &[Part::Up])],
     });
     debug_assert!(spec.placement != Placement::AfterSum, "no encoder is read from GGUF");
-    Names { prefix: "", layers: "blk.", modules, idle: &[] }
+    Names { prefix: "", bare: false, layers: "blk.", modules, idle: &[] }
 }
 
 #[cfg(test)]

@@ -7,17 +7,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use candle_core::Device;
+
 use crate::adapter::Adapter;
+use crate::candle::CandleDecoder;
 use crate::decoder::{Output, PAGE_TOKENS};
 use crate::error::{EngineError, TemplateError};
-use crate::gguf::Gguf;
+use crate::files::checkpoint::Checkpoint;
 use crate::info::{self, ModelInfo};
 use crate::request::{Completion, Event, Finish, Input, Request, Ticket};
 use crate::serve::{Job, ServeOptions, Server, Stats, Words};
-use crate::spec::ModelSpec;
+use crate::spec::Kind;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
-use crate::trunk::{Trunk, TrunkDecoder};
 
 /// What a caller decides about loading.
 #[derive(Clone, Debug, Default)]
@@ -80,10 +82,15 @@ impl Engine {
     /// before any weight is copied; [`EngineError::Threads`] when the thread count is not the wanted one.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
         check_threads(options.threads)?;
-        let map = info::map(path)?;
-        let gguf = Gguf::parse(&map)?;
-        let spec = ModelSpec::from_gguf(&gguf)?;
-        let info = ModelInfo::from_parts(&gguf, &spec)?;
+        let checkpoint = Checkpoint::open(path)?;
+        let Some(gguf) = checkpoint.gguf() else {
+            return Err(EngineError::UnsupportedFeature {
+                key: path.display().to_string(),
+                value: "a folder".to_owned(),
+                reason: "generating needs the tokenizer of a GGUF file",
+            });
+        };
+        let info = ModelInfo::from_parts(&gguf, checkpoint.spec())?;
         let context_tokens =
             options.context_tokens.map_or(info.context_tokens, |cap| cap.min(info.context_tokens));
         let cache_tokens = plan_cache(&info, context_tokens, options)?;
@@ -94,9 +101,8 @@ impl Engine {
             }
             None => Err(TemplateError::Missing),
         };
-        let trunk = Trunk::load(&gguf, spec)?;
         let pages = (cache_tokens as usize).div_ceil(PAGE_TOKENS);
-        let decoder = Box::new(TrunkDecoder::new(trunk, pages)?);
+        let decoder = Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?);
         let mut serve = options.serve;
         if let Some(slots) = options.slots {
             serve.sequences_max = slots.get();
@@ -278,6 +284,9 @@ impl Engine {
     /// Everything about a request that can be refused without computing; returns its prompt.
     fn check(&self, request: &Request) -> Result<Vec<u32>, EngineError> {
         let wrong = |problem: String| Err(EngineError::InvalidRequest(problem));
+        if self.server.decoder().spec().kind == Kind::Encoder {
+            return wrong("this model embeds texts and does not continue them".to_owned());
+        }
         request.sampling.check(self.info.vocabulary_tokens as usize)?;
         if request.max_tokens == 0 {
             return wrong("max_tokens is 0".to_owned());

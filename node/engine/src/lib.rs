@@ -14,25 +14,26 @@
 //! Without it candle works, but asks the operating system for the processor count at every float matrix
 //! product, which costs up to a third of the decoding speed.
 
-#[allow(dead_code, reason = "adapters are loaded by a room that is being moved in")]
+#[allow(dead_code, reason = "loading one by name is still to be offered")]
 mod adapter;
-mod cache;
+mod candle;
 mod decoder;
+mod embed;
 mod engine;
 mod error;
-mod gguf;
+// The decoders take over piece by piece; until they have, some of this has no caller.
+#[allow(dead_code, reason = "read by the decoders to come")]
+mod files;
 mod info;
-mod metadata;
+pub mod parity;
 mod request;
-mod rope;
 mod sampling;
 mod serve;
+#[allow(dead_code, reason = "read by the decoders to come")]
 mod spec;
 mod template;
 mod text;
 mod tokenizer;
-mod trunk;
-mod weights;
 
 #[cfg(test)]
 #[path = "../tests/support/gguf_writer.rs"]
@@ -41,7 +42,8 @@ mod gguf_writer;
 
 pub use crate::engine::{Engine, LoadOptions};
 pub use crate::error::{EngineError, Fault, TemplateError};
-pub use crate::gguf::GgufError;
+pub use crate::files::gguf::GgufError;
+pub use crate::files::safetensors::SafetensorsError;
 pub use crate::info::ModelInfo;
 pub use crate::request::{
     Completion, Event, Finish, Input, Likelihood, Logprobs, PromptToken, Request, Ticket, Timings,

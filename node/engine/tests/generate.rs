@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use allmend_engine::{
     ChatMessage, Completion, Engine, EngineError, Event, Fault, Finish, Input, LoadOptions,
-    ModelInfo, Request, Sampling, Token,
+    ModelInfo, Request, Sampling, ServeOptions, Token,
 };
 
 fn engine() -> Engine {
@@ -149,6 +149,10 @@ fn cancelling_takes_effect_between_tokens_and_between_chunks() {
         .unwrap();
     assert_eq!((seen, completion.finish), (4, Finish::Cancelled));
     assert_eq!(completion.usage.completion_tokens, 5);
+    let (_dir, path) = support::file(&support::tiny_model("llama").to_bytes());
+    let serve = ServeOptions { step_rows_max: 128, ..ServeOptions::default() };
+    let options = LoadOptions { serve, ..LoadOptions::default() };
+    let mut engine = Engine::load(&path, &options).unwrap();
     let long = Request { input: Input::Prompt("a".repeat(150)), ..request(4) };
     let mut steps = Vec::new();
     let completion = engine

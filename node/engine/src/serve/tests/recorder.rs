@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use crate::adapter::Adapter;
 use crate::decoder::{Batch, Decoder, Output, PAGE_TOKENS, Row};
 use crate::error::EngineError;
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 use crate::gguf_writer::GgufWriter;
-use crate::spec::ModelSpec;
+use crate::spec::{self, ModelSpec};
 
 pub(super) const VOCAB: usize = 96;
 /// Outputs after this token are not numbers.
@@ -160,5 +160,5 @@ fn spec() -> ModelSpec {
         .strings("tokenizer.ggml.tokens", &tokens)
         .tensor("token_embd.weight", &[VOCAB, 8], &[0.0; 8 * VOCAB])
         .to_bytes();
-    ModelSpec::from_gguf(&Gguf::parse(&bytes).unwrap()).unwrap()
+    spec::gguf::read(&Gguf::parse(&bytes).unwrap()).unwrap().0
 }

@@ -15,7 +15,7 @@ use crate::error::TemplateError;
 use crate::tokenizer::INPUT_BYTES_MAX;
 
 /// The longest published template has some 25 KiB.
-const SOURCE_BYTES_MAX: usize = 256 << 10;
+pub(crate) const SOURCE_BYTES_MAX: usize = 256 << 10;
 /// Half a second of instructions, or 64 bytes of produced data each: at most some 128 MiB.
 const FUEL: u64 = 2_000_000;
 /// Templates recurse through macros at most a few levels deep.

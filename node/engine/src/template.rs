@@ -5,10 +5,13 @@
 //! two token strings and a pinned clock, nothing else.
 
 mod clock;
+mod json;
+
+use std::sync::LazyLock;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, State, Value, context};
+use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TemplateError;
@@ -60,22 +63,31 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
         });
-        environment.add_filter("tojson", to_json);
+        environment.add_filter("tojson", json::to_json);
         environment
-            .add_template_owned(NAME, source.to_owned())
+            .add_template_owned(NAME, without_generation_marks(source))
             .map_err(|error| TemplateError::Syntax(describe(&error)))?;
         let (source, bos, eos) = (source.to_owned(), bos.to_owned(), eos.to_owned());
         Ok(Self { environment, source, bos, eos })
     }
 
-    /// Renders a conversation up to where the assistant is to speak.
+    /// Renders a conversation, with `generation_prompt` up to where the assistant is to speak.
+    ///
+    /// Templates see what transformers gives them: the messages, `add_generation_prompt`, the texts of
+    /// two tokens, and `tools` and `documents` as none. `enable_thinking` and the like stay undefined,
+    /// which is a template's own default.
     ///
     /// # Units
     /// `clock`: seconds since the Unix epoch, UTC; what `strftime_now` shows.
+    ///
+    /// # Errors
+    /// [`TemplateError::Refused`] when the template itself refuses the conversation, otherwise what
+    /// failed or which bound was reached. No error quotes the conversation.
     pub(crate) fn render(
         &self,
         messages: &[ChatMessage],
         clock: i64,
+        generation_prompt: bool,
     ) -> Result<String, TemplateError> {
         if messages.len() > MESSAGES_LEN_MAX {
             return Err(TemplateError::Bound("4096 messages"));
@@ -94,7 +106,9 @@ impl ChatTemplate {
         let rendered = template.render_captured_to(
             context! {
                 messages => messages,
-                add_generation_prompt => true,
+                add_generation_prompt => generation_prompt,
+                tools => Value::from(()),
+                documents => Value::from(()),
                 bos_token => self.bos.as_str(),
                 eos_token => self.eos.as_str(),
             },
@@ -122,6 +136,22 @@ impl ChatTemplate {
             Some(_) => TemplateError::Refused("(its message is not shown)".to_owned()),
             None => TemplateError::Render(describe(error)),
         }
+    }
+}
+
+/// Takes out `{% generation %}` and `{% endgeneration %}`, with which templates mark for training what
+/// the assistant said. A block that always runs keeps their control of white space.
+fn without_generation_marks(source: &str) -> String {
+    static MARKS: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
+    let block = |marks: &Captures<'_>| {
+        let part = |group| marks.get(group).map_or("", |part| part.as_str());
+        let word = if part(2).is_empty() { "if true" } else { "endif" };
+        format!("{{%{} {word} {}%}}", part(1), part(3))
+    };
+    match &*MARKS {
+        Some(marks) => marks.replace_all(source, block).into_owned(),
+        None => source.to_owned(),
     }
 }
 
@@ -175,57 +205,6 @@ fn format_bytes(format: &str) -> usize {
     let wide = format.as_bytes().windows(4).any(|run| run.iter().all(u8::is_ascii_digit));
     let nested = format.split('{').skip(1).any(|field| field.contains(':') && !field.contains('}'));
     if wide || nested { usize::MAX } else { format.len().saturating_mul(999 / 4) }
-}
-
-/// JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it, which transformers substitutes for
-/// Jinja2's own HTML-safe filter.
-fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = arguments.get("indent")?;
-    // Accepted because templates pass them; all but the default are Python details without effect here.
-    let _: Option<bool> = arguments.get("ensure_ascii")?;
-    arguments.assert_all_used()?;
-    let failed =
-        |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    // Minijinja charges for a filter's result, but only once it is there.
-    let mut out = Bounded::default();
-    if let Some(indent) = indent {
-        let spaces = " ".repeat(indent.min(16));
-        let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-        let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
-        value.serialize(&mut serializer).map_err(failed)?;
-    } else {
-        let mut serializer = serde_json::Serializer::with_formatter(&mut out, Spaced);
-        value.serialize(&mut serializer).map_err(failed)?;
-    }
-    String::from_utf8(out.bytes).map_err(|_| Error::from(ErrorKind::BadSerialization))
-}
-
-/// `", "` and `": "` between items, as Python does by default.
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
 }
 
 /// Kind and line only: minijinja's details may quote values, and those are the researcher's words.

@@ -190,7 +190,9 @@ impl Engine {
         match input {
             Input::Prompt(text) => self.tokenizer.encode_prompt(text),
             Input::Chat(messages) => match &self.template {
-                Ok(template) => self.tokenizer.encode_prompt(&template.render(messages, clock, true)?),
+                Ok(template) => {
+                    self.tokenizer.encode_prompt(&template.render(messages, clock, true)?)
+                }
                 Err(error) => Err(error.clone().into()),
             },
         }

@@ -8,7 +8,7 @@ use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-use super::Bounded;
+use super::program::Bounded;
 
 /// Writes a value as JSON; `indent`, `separators`, `sort_keys` and `ensure_ascii` are Python's.
 pub(super) fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
@@ -36,8 +36,8 @@ pub(super) fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> 
     if sort_keys == Some(true) {
         // Written once to be bounded before it is held as a tree.
         let bytes = write(&value, python)?;
-        let mut tree: serde_json::Value = serde_json::from_slice(&bytes)
-            .map_err(|_| Error::from(ErrorKind::BadSerialization))?;
+        let mut tree: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|_| Error::from(ErrorKind::BadSerialization))?;
         tree.sort_all_objects();
         return text(write(&tree, python)?);
     }

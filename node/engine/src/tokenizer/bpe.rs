@@ -101,7 +101,8 @@ impl Bpe {
         merges: impl Iterator<Item = Result<(&'m str, &'m str), EngineError>>,
         options: Options,
     ) -> Result<Self, EngineError> {
-        let mut table = HashMap::with_capacity(merges.size_hint().1.unwrap_or(0).min(MERGES_LEN_MAX));
+        let mut table =
+            HashMap::with_capacity(merges.size_hint().1.unwrap_or(0).min(MERGES_LEN_MAX));
         let mut joined = String::new();
         for (rank, merge) in (0u32..).zip(merges) {
             if rank as usize >= MERGES_LEN_MAX {
@@ -214,7 +215,9 @@ impl Bpe {
             if pair(symbols, left).is_none_or(|Reverse((_, _, now))| now != id) {
                 continue;
             }
-            let Some(after) = symbols.get(left as usize).map(|symbol| symbol.after) else { continue };
+            let Some(after) = symbols.get(left as usize).map(|symbol| symbol.after) else {
+                continue;
+            };
             let Some(gone) = symbols.get_mut(after as usize) else { continue };
             let next = gone.after;
             *gone = Symbol { id: GONE, before: GONE, after: GONE };

@@ -72,10 +72,8 @@ impl Tokenizer {
     /// [`EngineError::Io`] for a file that cannot be read; otherwise what is wrong with which file.
     pub(crate) fn from_folder(folder: &Path) -> Result<(Self, Option<String>), EngineError> {
         let path = folder.join("tokenizer.json");
-        let bytes = read(&path, FILE_BYTES_MAX)?.ok_or_else(|| EngineError::Io {
-            path,
-            source: std::io::ErrorKind::NotFound.into(),
-        })?;
+        let bytes = read(&path, FILE_BYTES_MAX)?
+            .ok_or_else(|| EngineError::Io { path, source: std::io::ErrorKind::NotFound.into() })?;
         let config: TokenizerConfig = config(folder, "tokenizer_config.json")?;
         let generation: ModelConfig = self::config(folder, "generation_config.json")?;
         let model: ModelConfig = self::config(folder, "config.json")?;
@@ -94,10 +92,12 @@ impl Tokenizer {
             add_bos: config.add_bos_token,
             add_eos: config.add_eos_token,
         };
-        let template = match read(&folder.join("chat_template.jinja"), template::SOURCE_BYTES_MAX)? {
-            Some(source) => Some(String::from_utf8(source).map_err(|_| {
-                EngineError::metadata("chat_template.jinja", "is not UTF-8")
-            })?),
+        let template = match read(&folder.join("chat_template.jinja"), template::SOURCE_BYTES_MAX)?
+        {
+            Some(source) => Some(
+                String::from_utf8(source)
+                    .map_err(|_| EngineError::metadata("chat_template.jinja", "is not UTF-8"))?,
+            ),
             None => config.chat_template.and_then(Templates::chosen),
         };
         Ok((Self::from_json(&bytes, &roles)?, template))

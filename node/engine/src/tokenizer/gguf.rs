@@ -35,9 +35,8 @@ impl Tokenizer {
         let added = [TokenKind::Control, TokenKind::UserDefined, TokenKind::Unknown];
         let added = added.into_iter().flat_map(|kind| vocab.of_kind(kind));
         let added = Added::new(added.map(|(id, text)| (id, text, Rules::default())))?;
-        let wanted = |key, default| -> Result<bool, EngineError> {
-            Ok(gguf.bool(key)?.unwrap_or(default))
-        };
+        let wanted =
+            |key, default| -> Result<bool, EngineError> { Ok(gguf.bool(key)?.unwrap_or(default)) };
         let begin = wanted("tokenizer.ggml.add_bos_token", parts.add_bos)?;
         let end = wanted("tokenizer.ggml.add_eos_token", false)?;
         Ok(Self {
@@ -74,12 +73,7 @@ fn byte_level(gguf: &Gguf<'_>, vocab: &Vocab) -> Result<Parts, EngineError> {
     });
     let options = Options { ignore_merges: implied.ignore_merges, ..Options::default() };
     let bpe = Bpe::byte_level(vocab, merges, options)?;
-    Ok(Parts {
-        pre,
-        model: Model::Bpe(bpe),
-        surface: Surface::ByteLevel,
-        add_bos: implied.add_bos,
-    })
+    Ok(Parts { pre, model: Model::Bpe(bpe), surface: Surface::ByteLevel, add_bos: implied.add_bos })
 }
 
 fn sentence_piece(gguf: &Gguf<'_>, vocab: &Vocab) -> Result<Parts, EngineError> {

@@ -105,7 +105,8 @@ impl Tokenizer {
     /// When the file is too large, does not parse, uses something unknown (named), or contradicts itself.
     pub(super) fn from_json(bytes: &[u8], roles: &Roles) -> Result<Self, EngineError> {
         if bytes.len() > FILE_BYTES_MAX {
-            let problem = format!("tokenizer.json has {} bytes, at most {FILE_BYTES_MAX}", bytes.len());
+            let problem =
+                format!("tokenizer.json has {} bytes, at most {FILE_BYTES_MAX}", bytes.len());
             return Err(broken(problem));
         }
         let file = Parts::read(bytes)?;
@@ -193,11 +194,7 @@ fn adjust(
 
 impl AddedToken<'_> {
     fn rules(&self) -> Rules {
-        Rules {
-            single_word: self.single_word,
-            strips_left: self.lstrip,
-            strips_right: self.rstrip,
-        }
+        Rules { single_word: self.single_word, strips_left: self.lstrip, strips_right: self.rstrip }
     }
 }
 

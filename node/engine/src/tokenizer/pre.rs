@@ -51,10 +51,7 @@ impl Rule {
 
 /// The names and rules of llama.cpp (`llama-vocab.cpp`), for the families that we run.
 const RULES: &[Rule] = &[
-    Rule::new(
-        &["gpt-2", "phi-2", "olmo", "jais", "mpt"],
-        &[GPT2],
-    ),
+    Rule::new(&["gpt-2", "phi-2", "olmo", "jais", "mpt"], &[GPT2]),
     Rule::new(
         &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
         &[DIGIT, GPT2],
@@ -63,10 +60,7 @@ const RULES: &[Rule] = &[
         .whole_words_first()
         .with_bos(),
     Rule::new(&["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"], &[LLAMA3]),
-    Rule::new(
-        &["qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"],
-        &[QWEN2],
-    ),
+    Rule::new(&["qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"], &[QWEN2]),
     Rule::new(&["qwen35"], &[QWEN35]),
     Rule::new(&["tekken"], &[TEKKEN]).whole_words_first().with_bos(),
     Rule::new(&["bloom", "gpt3-finnish", "poro-chat"], &[BLOOM]),
@@ -96,12 +90,23 @@ pub(super) enum Class {
 
 /// One way of cutting, applied to every piece that the one before left.
 pub(super) enum Step {
-    Split { pattern: Pattern, behaviour: Behaviour, invert: bool },
-    Class { class: Class, behaviour: Behaviour },
+    Split {
+        pattern: Pattern,
+        behaviour: Behaviour,
+        invert: bool,
+    },
+    Class {
+        class: Class,
+        behaviour: Behaviour,
+    },
     /// A blank before each piece that has none.
     PrefixBlank,
     /// Blanks become `replacement`, which also goes before the text and, on wish, begins each piece.
-    Metaspace { replacement: char, prepend: Prepend, split: bool },
+    Metaspace {
+        replacement: char,
+        prepend: Prepend,
+        split: bool,
+    },
 }
 
 /// Cuts text into words.
@@ -128,11 +133,8 @@ impl PreTokenizer {
                 supported: names.join(", "),
             }
         })?;
-        let isolated = |pattern| Step::Split {
-            pattern,
-            behaviour: Behaviour::Isolated,
-            invert: false,
-        };
+        let isolated =
+            |pattern| Step::Split { pattern, behaviour: Behaviour::Isolated, invert: false };
         let pattern = |stage: &&str| Pattern::new("tokenizer.ggml.pre", stage).map(isolated);
         let steps = rule.stages.iter().map(pattern).collect::<Result<_, _>>()?;
         Ok((Self { steps }, Implied { ignore_merges: rule.ignore_merges, add_bos: rule.add_bos }))

@@ -181,7 +181,9 @@ impl<'o, 't> Pieces<'o, 't> {
     }
 
     fn flush(&mut self) {
-        let Some((range, _)) = self.held.take().filter(|(range, _)| !range.is_empty()) else { return };
+        let Some((range, _)) = self.held.take().filter(|(range, _)| !range.is_empty()) else {
+            return;
+        };
         let piece = match &self.text {
             Cow::Borrowed(text) => text.get(range).map(Cow::Borrowed),
             Cow::Owned(text) => text.get(range).map(|piece| Cow::Owned(piece.to_owned())),

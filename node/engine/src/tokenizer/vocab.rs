@@ -162,7 +162,9 @@ impl Vocab {
 
     /// The token `<0xNN>` of each byte, where the vocabulary has it and `accept` agrees.
     pub(super) fn byte_tokens(&self, accept: impl Fn(u32) -> bool) -> Vec<Option<u32>> {
-        (0..=255u8).map(|byte| self.id(&format!("<0x{byte:02X}>")).filter(|&id| accept(id))).collect()
+        (0..=255u8)
+            .map(|byte| self.id(&format!("<0x{byte:02X}>")).filter(|&id| accept(id)))
+            .collect()
     }
 
     /// Ends generation at the given tokens and at control tokens that are known to end a turn.

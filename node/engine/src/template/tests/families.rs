@@ -3,9 +3,14 @@
 use super::*;
 
 fn talk() -> Vec<ChatMessage> {
-    [("system", " Be brief. "), ("user", "Hi"), ("assistant", "<think>\nhm\n</think>\n\nYo"), ("user", "Bye")]
-        .map(|(role, content)| ChatMessage { role: role.to_owned(), content: content.to_owned() })
-        .to_vec()
+    [
+        ("system", " Be brief. "),
+        ("user", "Hi"),
+        ("assistant", "<think>\nhm\n</think>\n\nYo"),
+        ("user", "Bye"),
+    ]
+    .map(|(role, content)| ChatMessage { role: role.to_owned(), content: content.to_owned() })
+    .to_vec()
 }
 
 /// Renders with and without the opening of an answer, which must begin with the rendering without.

@@ -133,9 +133,9 @@ impl Spelling<'_> {
     /// Builds the model over the whole vocabulary, in which it marks the token of the unknown.
     pub(super) fn build(self, vocab: &mut Vocab, byte_level: bool) -> Result<Model, EngineError> {
         let token = |vocab: &mut Vocab, text: &str| {
-            let id = vocab.id(text).ok_or_else(|| {
-                broken(format!("unk_token {text:.64} is no token"))
-            })?;
+            let id = vocab
+                .id(text)
+                .ok_or_else(|| broken(format!("unk_token {text:.64} is no token")))?;
             if vocab.kind(id) == Some(TokenKind::Normal) {
                 vocab.set_kind(id, TokenKind::Unknown);
             }

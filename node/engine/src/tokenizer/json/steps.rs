@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::error::EngineError;
+use crate::tokenizer::Surface;
 use crate::tokenizer::charsmap::Charsmap;
 use crate::tokenizer::normalize::Step as Normalize;
 use crate::tokenizer::pre::{Class, GPT2, PreTokenizer, Prepend, Step};
 use crate::tokenizer::split::{Behaviour, Pattern};
 use crate::tokenizer::vocab::{TokenKind, Vocab, broken};
-use crate::tokenizer::Surface;
 
 /// More steps than any known pipeline has; each passes over the text once.
 const STEPS_LEN_MAX: usize = 32;
@@ -38,7 +38,9 @@ impl RawPattern {
 #[derive(Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 pub(super) enum RawNormalizer {
-    Sequence { normalizers: Vec<RawNormalizer> },
+    Sequence {
+        normalizers: Vec<RawNormalizer>,
+    },
     #[serde(rename = "NFC")]
     Nfc,
     #[serde(rename = "NFD")]
@@ -49,16 +51,26 @@ pub(super) enum RawNormalizer {
     Nfkd,
     Lowercase,
     StripAccents,
-    Strip { strip_left: bool, strip_right: bool },
-    Prepend { prepend: String },
-    Replace { pattern: RawPattern, content: String },
+    Strip {
+        strip_left: bool,
+        strip_right: bool,
+    },
+    Prepend {
+        prepend: String,
+    },
+    Replace {
+        pattern: RawPattern,
+        content: String,
+    },
     BertNormalizer {
         clean_text: bool,
         handle_chinese_chars: bool,
         strip_accents: Option<bool>,
         lowercase: bool,
     },
-    Precompiled { precompiled_charsmap: String },
+    Precompiled {
+        precompiled_charsmap: String,
+    },
 }
 
 /// The steps of a normaliser, in order.
@@ -120,7 +132,9 @@ fn add_normalizer(raw: RawNormalizer, steps: &mut Vec<Normalize>) -> Result<(), 
 #[derive(Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 pub(super) enum RawPreTokenizer {
-    Sequence { pretokenizers: Vec<RawPreTokenizer> },
+    Sequence {
+        pretokenizers: Vec<RawPreTokenizer>,
+    },
     ByteLevel {
         add_prefix_space: bool,
         #[serde(default, rename = "trim_offsets")]
@@ -128,8 +142,14 @@ pub(super) enum RawPreTokenizer {
         #[serde(default = "yes")]
         use_regex: bool,
     },
-    Split { pattern: RawPattern, behavior: Behaviour, invert: bool },
-    Digits { individual_digits: bool },
+    Split {
+        pattern: RawPattern,
+        behavior: Behaviour,
+        invert: bool,
+    },
+    Digits {
+        individual_digits: bool,
+    },
     Metaspace {
         replacement: char,
         #[serde(default)]
@@ -241,16 +261,31 @@ fn add_pre_tokenizer(
 }
 
 fn bounded(len: usize) -> Result<(), EngineError> {
-    if len < STEPS_LEN_MAX { Ok(()) } else { Err(broken(format!("more than {STEPS_LEN_MAX} steps"))) }
+    if len < STEPS_LEN_MAX {
+        Ok(())
+    } else {
+        Err(broken(format!("more than {STEPS_LEN_MAX} steps")))
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 pub(super) enum RawPostProcessor {
-    Sequence { processors: Vec<RawPostProcessor> },
-    TemplateProcessing { single: Vec<Piece>, special_tokens: BTreeMap<String, SpecialToken> },
-    BertProcessing { sep: (String, u32), cls: (String, u32) },
-    RobertaProcessing { sep: (String, u32), cls: (String, u32) },
+    Sequence {
+        processors: Vec<RawPostProcessor>,
+    },
+    TemplateProcessing {
+        single: Vec<Piece>,
+        special_tokens: BTreeMap<String, SpecialToken>,
+    },
+    BertProcessing {
+        sep: (String, u32),
+        cls: (String, u32),
+    },
+    RobertaProcessing {
+        sep: (String, u32),
+        cls: (String, u32),
+    },
     /// Only touches offsets.
     ByteLevel {},
 }
@@ -328,16 +363,25 @@ fn add_around(
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 pub(super) enum RawDecoder {
-    Sequence { decoders: Vec<RawDecoder> },
+    Sequence {
+        decoders: Vec<RawDecoder>,
+    },
     ByteLevel {},
     ByteFallback {},
     /// Joins tokens, as everything here does.
     Fuse {},
     /// Takes the blank off the beginning of a whole text, which a continuation keeps.
     Strip {},
-    Replace { pattern: RawPattern, content: String },
-    Metaspace { replacement: char },
-    WordPiece { prefix: String },
+    Replace {
+        pattern: RawPattern,
+        content: String,
+    },
+    Metaspace {
+        replacement: char,
+    },
+    WordPiece {
+        prefix: String,
+    },
 }
 
 /// How tokens are shown. Marks the byte tokens where there are any.

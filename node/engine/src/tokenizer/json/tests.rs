@@ -71,8 +71,7 @@ fn smollm2_file() -> Value {
         "merges": strings("tokenizer.ggml.merges"),
     }));
     let file = with(file, "added_tokens", json!(specials));
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let file = with(file, "decoder", byte_level.clone());
     let digits = json!({"type": "Digits", "individual_digits": true});
     let steps = json!({"type": "Sequence", "pretokenizers": [digits, byte_level]});
@@ -131,7 +130,11 @@ fn single_ids_become_text() {
 #[test]
 fn tokens_around_an_input() {
     let model = json!({"type": "BPE", "merges": [], "vocab": {"<s>": 0, "</s>": 1, "a": 2}});
-    let file = with(with_model(model), "added_tokens", json!([added(0, "<s>", "s"), added(1, "</s>", "s")]));
+    let file = with(
+        with_model(model),
+        "added_tokens",
+        json!([added(0, "<s>", "s"), added(1, "</s>", "s")]),
+    );
     let special = |id, text| json!({"id": text, "ids": [id], "tokens": [text]});
     let template = json!({
         "type": "TemplateProcessing",
@@ -173,7 +176,8 @@ fn contradictions_are_named() {
         with(good.clone(), "pre_tokenizer", step)
     };
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false});
-    let twice = json!({"type": "Sequence", "pretokenizers": [byte_level.clone(), byte_level.clone()]});
+    let twice =
+        json!({"type": "Sequence", "pretokenizers": [byte_level.clone(), byte_level.clone()]});
     let cases = [
         (with(good.clone(), "surprise", json!(1)), "surprise"),
         (model("type", json!("WordLevel")), "WordLevel"),
@@ -188,12 +192,29 @@ fn contradictions_are_named() {
         (with(good.clone(), "added_tokens", json!([added(0, "x", "")])), "two texts"),
         (with(good.clone(), "added_tokens", json!([added(7, "a", "")])), "same text"),
         (with(good.clone(), "normalizer", json!({"type": "Nmt"})), "Nmt"),
-        (with(good.clone(), "normalizer", json!({"type": "Prepend", "prepend": "x".repeat(99)})), "99"),
-        (with(good.clone(), "normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "!"})), "base64"),
+        (
+            with(good.clone(), "normalizer", json!({"type": "Prepend", "prepend": "x".repeat(99)})),
+            "99",
+        ),
+        (
+            with(
+                good.clone(),
+                "normalizer",
+                json!({"type": "Precompiled", "precompiled_charsmap": "!"}),
+            ),
+            "base64",
+        ),
         (with(good.clone(), "pre_tokenizer", json!({"type": "Mars"})), "Mars"),
         (with(good.clone(), "pre_tokenizer", twice), "last"),
         (with(good.clone(), "decoder", json!({"type": "CTC"})), "CTC"),
-        (with(good.clone(), "post_processor", json!({"type": "BertProcessing", "sep": ["x", 9], "cls": ["y", 0]})), "9"),
+        (
+            with(
+                good.clone(),
+                "post_processor",
+                json!({"type": "BertProcessing", "sep": ["x", 9], "cls": ["y", 0]}),
+            ),
+            "9",
+        ),
         (split(r"(?<=a)b"), "look-around"),
         (split(r"(a)\1"), "look-around"),
         (split(r"\p{L}{9999}{9999}"), "too large"),
@@ -221,23 +242,22 @@ fn published_pipelines_agree() {
         .map(|byte| (super::super::bytes::to_char(byte as u8).to_string(), json!(byte)))
         .collect();
     let bytes = with_model(json!({"type": "BPE", "vocab": letters, "merges": []}));
-    let byte_level = |prefix, regex| {
-        json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": false, "use_regex": regex})
-    };
-    let split = |pattern: &str, behaviour: &str, invert: bool| {
-        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": behaviour, "invert": invert})
-    };
+    let byte_level = |prefix, regex| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": false, "use_regex": regex});
+    let split = |pattern: &str, behaviour: &str, invert: bool| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": behaviour, "invert": invert});
     let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let bloom = r" ?[^(\s|[.,!?…。，、।۔،])]+";
     // Whole words that are tokens show how the text was cut.
     let whole: serde_json::Map<String, Value> = {
         let mut vocab = letters.clone();
-        for (at, word) in ["ello", "12345", "123", "Ġw", "Ġit", "ĠĠ", "ĊĊ", "'s", "Ġ(", "ĊĊĠ"].iter().enumerate() {
+        for (at, word) in
+            ["ello", "12345", "123", "Ġw", "Ġit", "ĠĠ", "ĊĊ", "'s", "Ġ(", "ĊĊĠ"].iter().enumerate()
+        {
             vocab.insert((*word).to_owned(), json!(256 + at));
         }
         vocab
     };
-    let words = with_model(json!({"type": "BPE", "vocab": whole, "merges": [], "ignore_merges": true}));
+    let words =
+        with_model(json!({"type": "BPE", "vocab": whole, "merges": [], "ignore_merges": true}));
     for steps in [
         json!([byte_level(false, true)]),
         json!([byte_level(true, true)]),
@@ -262,7 +282,8 @@ fn published_pipelines_agree() {
 
 /// A BPE vocabulary in which every merge joins tokens that exist.
 fn arbitrary_bpe() -> impl Strategy<Value = (Vec<String>, Vec<[String; 2]>)> {
-    let picks = prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..60);
+    let picks =
+        prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..60);
     picks.prop_map(|picks| {
         let mut tokens: Vec<String> = ["a", "b", "c", "é", "▁"].map(str::to_owned).to_vec();
         let mut merges = Vec::new();

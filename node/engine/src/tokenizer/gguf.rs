@@ -10,8 +10,8 @@ use super::spm::Spm;
 use super::vocab::{TokenKind, Vocab, broken};
 use super::{BLANK, Model, Surface, Tokenizer};
 use crate::error::EngineError;
-use crate::gguf::{Gguf, Value};
-use crate::metadata::missing;
+use crate::files::gguf::{Gguf, Value};
+use crate::files::metadata::missing;
 
 impl Tokenizer {
     /// # Errors

@@ -9,7 +9,7 @@ use super::BLANK;
 use super::gguf::{scores, token_id};
 use super::vocab::{TokenKind, Vocab};
 use crate::error::EngineError;
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 
 /// Scores and byte tokens of a SentencePiece vocabulary.
 pub(super) struct Spm {

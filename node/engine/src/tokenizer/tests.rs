@@ -3,7 +3,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 use crate::gguf_writer::GgufWriter;
 
 /// The real model's tokenizer: its metadata without the tensors.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::tests::{cases, fixture, smollm2};
 use super::*;
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 
 /// Compares ids, without and with the tokens around an input.
 fn agree(file: &Value, texts: &[&str]) {
@@ -53,7 +53,7 @@ fn smollm2_file() -> Value {
     let gguf = Gguf::parse(&bytes).unwrap();
     let strings = |key| -> Vec<&str> {
         let text = |value| match value {
-            crate::gguf::Value::String(text) => text,
+            crate::files::gguf::Value::String(text) => text,
             other => panic!("{other:?}"),
         };
         gguf.array(key).unwrap().unwrap().iter().map(text).collect()

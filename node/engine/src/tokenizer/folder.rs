@@ -63,6 +63,7 @@ enum Ids {
 }
 
 impl Tokenizer {
+    #[allow(dead_code, reason = "the engine is to load folders")]
     /// Reads the tokenizer of the model in `folder`, and the source of its chat template if it has one.
     ///
     /// The end of an answer is every token that `tokenizer_config.json`, `generation_config.json` or

@@ -157,6 +157,14 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Reads a `tokenizer.json` of which no other file says anything.
+    ///
+    /// # Errors
+    /// When the file is too large, does not parse, uses something unknown (named), or contradicts itself.
+    pub(crate) fn from_json_alone(bytes: &[u8]) -> Result<Self, EngineError> {
+        Self::from_json(bytes, &Roles::default())
+    }
+
     /// Gives tokens the roles that other files know of.
     fn assign(&mut self, roles: &Roles) -> Result<(), EngineError> {
         let vocab = &mut self.vocab;

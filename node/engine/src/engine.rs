@@ -330,7 +330,7 @@ impl Engine {
         };
         let (Ok(template), 1..) = (&self.template, public) else { return Ok(0) };
         // A template may refuse half a conversation; then nothing of it is known to be public.
-        let Ok(text) = template.render_turns(leading, request.clock, false) else { return Ok(0) };
+        let Ok(text) = template.render(leading, request.clock, false) else { return Ok(0) };
         let tokens = self.tokenizer.encode_prompt(&text)?;
         Ok(tokens.iter().zip(prompt).take_while(|(one, other)| one == other).count())
     }
@@ -349,7 +349,9 @@ impl Engine {
         match input {
             Input::Prompt(text) => self.tokenizer.encode_prompt(text),
             Input::Chat(messages) => match &self.template {
-                Ok(template) => self.tokenizer.encode_prompt(&template.render(messages, clock)?),
+                Ok(template) => {
+                    self.tokenizer.encode_prompt(&template.render(messages, clock, true)?)
+                }
                 Err(error) => Err(error.clone().into()),
             },
         }

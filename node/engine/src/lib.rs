@@ -24,6 +24,8 @@ mod error;
 // The decoders take over piece by piece; until they have, some of this has no caller.
 #[allow(dead_code, reason = "read by the decoders to come")]
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod info;
 pub mod parity;
 mod request;

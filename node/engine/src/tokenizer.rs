@@ -19,7 +19,7 @@ mod added;
 mod bpe;
 mod bytes;
 mod charsmap;
-mod folder;
+pub(crate) mod folder;
 mod gguf;
 mod json;
 mod normalize;

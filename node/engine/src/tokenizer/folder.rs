@@ -63,7 +63,6 @@ enum Ids {
 }
 
 impl Tokenizer {
-    #[allow(dead_code, reason = "the engine is to load folders")]
     /// Reads the tokenizer of the model in `folder`, and the source of its chat template if it has one.
     ///
     /// The end of an answer is every token that `tokenizer_config.json`, `generation_config.json` or
@@ -93,15 +92,27 @@ impl Tokenizer {
             add_bos: config.add_bos_token,
             add_eos: config.add_eos_token,
         };
-        let template = match read(&folder.join("chat_template.jinja"), template::SOURCE_BYTES_MAX)?
-        {
-            Some(source) => Some(
-                String::from_utf8(source)
-                    .map_err(|_| EngineError::metadata("chat_template.jinja", "is not UTF-8"))?,
-            ),
-            None => config.chat_template.and_then(Templates::chosen),
-        };
-        Ok((Self::from_json(&bytes, &roles)?, template))
+        Ok((Self::from_json(&bytes, &roles)?, template(folder, config.chat_template)?))
+    }
+}
+
+/// The source of the chat template of the model in `folder`, if it has one.
+///
+/// # Errors
+/// What is wrong with which file.
+pub(crate) fn chat_template(folder: &Path) -> Result<Option<String>, EngineError> {
+    let config: TokenizerConfig = config(folder, "tokenizer_config.json")?;
+    template(folder, config.chat_template)
+}
+
+/// A file of its own goes before the template in the configuration.
+fn template(folder: &Path, configured: Option<Templates>) -> Result<Option<String>, EngineError> {
+    match read(&folder.join("chat_template.jinja"), template::SOURCE_BYTES_MAX)? {
+        Some(source) => match String::from_utf8(source) {
+            Ok(source) => Ok(Some(source)),
+            Err(_) => Err(EngineError::metadata("chat_template.jinja", "is not UTF-8")),
+        },
+        None => Ok(configured.and_then(Templates::chosen)),
     }
 }
 

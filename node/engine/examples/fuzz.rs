@@ -24,6 +24,8 @@ mod random;
 mod seeds;
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{ExitCode, abort};
@@ -79,8 +81,16 @@ fn fuzz(target: Target, duration: Duration, seed: u64) -> ExitCode {
         println!("{}: {error}", folder.display());
         return ExitCode::FAILURE;
     }
-    // Written before each run: an abort leaves it behind.
+    // Written before each run: an abort leaves it behind. Kept open, because some file systems flush a
+    // file that was emptied when it is closed.
     let current = folder.join(format!("{}-{seed}", target.name()));
+    let mut kept = match File::create(&current) {
+        Ok(kept) => kept,
+        Err(error) => {
+            println!("{}: {error}", current.display());
+            return ExitCode::FAILURE;
+        }
+    };
     let mut random = Random::new(seed);
     let mut pool = seeds::all(target);
     let mut seen = HashSet::new();
@@ -92,7 +102,7 @@ fn fuzz(target: Target, duration: Duration, seed: u64) -> ExitCode {
             None => mutate::mutate(target, &pool, &mut random),
         };
         input.truncate(INPUT_BYTES_MAX);
-        if let Err(error) = std::fs::write(&current, &input) {
+        if let Err(error) = keep(&mut kept, &input) {
             println!("{}: {error}", current.display());
             return ExitCode::FAILURE;
         }
@@ -129,6 +139,12 @@ fn fuzz(target: Target, duration: Duration, seed: u64) -> ExitCode {
         thirstiest >> 10,
     );
     ExitCode::SUCCESS
+}
+
+fn keep(file: &mut File, input: &[u8]) -> std::io::Result<()> {
+    file.rewind()?;
+    file.write_all(input)?;
+    file.set_len(input.len() as u64)
 }
 
 /// Ends the process when an input takes too long.

@@ -232,7 +232,8 @@ fn change_header(input: &mut Vec<u8>, pool: &[Vec<u8>], random: &mut Random) {
 }
 
 fn change_tree(tree: &mut Value, pool: &[Vec<u8>], random: &mut Random) {
-    let donor: Value = serde_json::from_slice(random.pick(pool)).unwrap_or(Value::Null);
+    let donor: &Vec<u8> = random.pick(pool);
+    let donor: Value = serde_json::from_slice(donor).unwrap_or(Value::Null);
     let graft = pick_node(&donor, random).clone();
     let own = pick_node(tree, random).clone();
     let node = pick_node_mut(tree, random);
@@ -260,7 +261,7 @@ fn change_tree(tree: &mut Value, pool: &[Vec<u8>], random: &mut Random) {
                 map.insert(format!("{key}{}", random.pick(&["", "x", "\u{2581}", "s"])), graft);
             }
             Value::Array(items) => items.push(graft),
-            Value::String(text) => text.push_str(random.pick(dictionary(Target::Tokenizer))),
+            Value::String(text) => *text += *random.pick(dictionary(Target::Tokenizer)),
             _ => *node = graft,
         },
         _ => match node {
@@ -305,21 +306,22 @@ fn pick_node<'t>(mut node: &'t Value, random: &mut Random) -> &'t Value {
 }
 
 fn pick_node_mut<'t>(node: &'t mut Value, random: &mut Random) -> &'t mut Value {
-    if random.one_in(4) {
+    let len = match node {
+        Value::Array(items) => items.len(),
+        Value::Object(map) => map.len(),
+        _ => 0,
+    };
+    if len == 0 || random.one_in(4) {
         return node;
     }
-    match node {
-        Value::Array(items) if !items.is_empty() => {
-            let at = random.below(items.len());
-            pick_node_mut(&mut items[at], random)
-        }
-        Value::Object(map) if !map.is_empty() => {
-            let at = random.below(map.len());
-            match map.values_mut().nth(at) {
-                Some(next) => pick_node_mut(next, random),
-                None => unreachable!("the index is below the length"),
-            }
-        }
-        leaf => leaf,
+    let at = random.below(len);
+    let next = match node {
+        Value::Array(items) => items.get_mut(at),
+        Value::Object(map) => map.values_mut().nth(at),
+        _ => None,
+    };
+    match next {
+        Some(next) => pick_node_mut(next, random),
+        None => unreachable!("the index is below the length"),
     }
 }

@@ -23,6 +23,7 @@ mod error;
 mod gguf;
 mod info;
 mod metadata;
+mod probe;
 mod request;
 mod rope;
 mod sampling;
@@ -42,6 +43,7 @@ pub use crate::engine::{Engine, LoadOptions};
 pub use crate::error::{EngineError, Fault, TemplateError};
 pub use crate::gguf::GgufError;
 pub use crate::info::ModelInfo;
+pub use crate::probe::{GpuProbe, ProbeError, built_with_cuda, probe_gpu};
 pub use crate::request::{
     Completion, Event, Finish, Input, Request, Ticket, Timings, Token, Usage,
 };

@@ -28,6 +28,7 @@ mod files;
 pub mod fuzzing;
 mod info;
 pub mod parity;
+mod probe;
 mod request;
 mod sampling;
 mod serve;
@@ -47,6 +48,7 @@ pub use crate::error::{EngineError, Fault, TemplateError};
 pub use crate::files::gguf::GgufError;
 pub use crate::files::safetensors::SafetensorsError;
 pub use crate::info::ModelInfo;
+pub use crate::probe::{GpuProbe, ProbeError, built_with_cuda, probe_gpu};
 pub use crate::request::{
     Completion, Event, Finish, Input, Likelihood, Logprobs, PromptToken, Request, Ticket, Timings,
     Token, Usage,

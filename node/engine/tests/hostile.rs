@@ -105,7 +105,7 @@ fn errors_name_what_is_wrong() {
         (good().u32("llama.embedding_length", 64), "has shape"),
         (good().u32("llama.feed_forward_length", 32), "has shape"),
         (good().u32("llama.expert_count", 8), "mixture of experts"),
-        (good().u32("llama.rope.dimension_count", 4), "partial rotation"),
+        (good().u32("llama.rope.dimension_count", 3), "cannot be rotated in pairs"),
         (good().string("llama.rope.scaling.type", "yarn"), "yarn"),
         (good().f32("llama.rope.freq_base", f32::NAN), "should be a finite number"),
         (good().f32("llama.rope.freq_base", -1.0), "is not in 1..="),

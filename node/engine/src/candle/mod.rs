@@ -33,8 +33,9 @@ use crate::spec::{Head, Kind, ModelSpec, Placement};
 /// Rows of a causal model computed at once: enough to use the matrix kernels well, few enough to bound
 /// activations.
 const DECODER_ROWS_MAX: usize = 256;
-/// An encoder computes a text at once; the longest known ones take 8,192 tokens.
-const ENCODER_ROWS_MAX: usize = 8_192;
+/// An encoder computes a text at once: at least one of the longest known ones (8,192 tokens) where the model
+/// takes it, and several short ones together.
+const ENCODER_ROWS: std::ops::RangeInclusive<usize> = 1_024..=8_192;
 
 /// A model on one device, with the memory of its pages.
 pub(crate) struct CandleDecoder {
@@ -313,7 +314,7 @@ impl Decoder for CandleDecoder {
     fn rows_max(&self) -> usize {
         match self.spec.kind {
             Kind::Decoder => DECODER_ROWS_MAX,
-            Kind::Encoder => self.spec.context.min(ENCODER_ROWS_MAX),
+            Kind::Encoder => self.spec.context.clamp(*ENCODER_ROWS.start(), *ENCODER_ROWS.end()),
         }
     }
 

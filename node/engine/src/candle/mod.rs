@@ -454,3 +454,6 @@ impl Loader<'_> {
         if present { Ok(Some(self.norm(slot)?)) } else { Ok(None) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,8 @@
 //! product, which costs up to a third of the decoding speed.
 
 mod cache;
+#[doc(hidden)]
+pub mod cpu;
 mod engine;
 mod error;
 mod gguf;

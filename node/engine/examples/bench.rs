@@ -76,6 +76,8 @@ fn measure(engine: &mut Engine, prompt: &str) -> Result<Run, EngineError> {
         stop: Vec::new(),
         forced: Vec::new(),
         clock: 0,
+        researcher: None,
+        public_messages: 0,
     };
     let (begun, cpu_begun) = (Instant::now(), cpu_s());
     let mut times = Vec::new();

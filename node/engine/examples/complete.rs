@@ -53,6 +53,8 @@ fn run(
         stop: Vec::new(),
         forced: Vec::new(),
         clock: 0,
+        researcher: None,
+        public_messages: 0,
     };
     let begun = Instant::now();
     let (mut times, mut text) = (Vec::new(), String::new());

@@ -1,5 +1,6 @@
 //! Loads a model and answers requests with it, one at a time.
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::cache::Cache;
 use crate::error::{EngineError, TemplateError};
 use crate::gguf::Gguf;
 use crate::info::{self, ModelInfo};
-use crate::request::{Completion, Event, Finish, Input, Request, Timings, Token, Usage};
+use crate::request::{Completion, Event, Finish, Input, Request, Ticket, Timings, Token, Usage};
 use crate::spec::ModelSpec;
 use crate::template::ChatTemplate;
 use crate::text::{Released, TextStream};
@@ -31,7 +32,12 @@ pub struct LoadOptions {
     /// Memory that weights, buffers and a full cache may take, in MiB. By default what the operating
     /// system says is available now, where it says so.
     pub memory_mib: Option<u64>,
+    /// Requests to work on at once; further ones wait. None lets the engine choose.
+    pub slots: Option<NonZeroUsize>,
 }
+
+/// Requests worked on at once unless the caller says otherwise.
+const SLOTS_DEFAULT: usize = 8;
 
 /// A loaded model.
 pub struct Engine {
@@ -41,6 +47,10 @@ pub struct Engine {
     /// A broken template only matters to chats, so its error waits for the first.
     template: Result<ChatTemplate, TemplateError>,
     trunk: Trunk,
+    slots: usize,
+    next_ticket: u64,
+    waiting: VecDeque<(Ticket, Request, Vec<u32>)>,
+    running: Vec<Run>,
 }
 
 impl Engine {
@@ -66,7 +76,19 @@ impl Engine {
             None => Err(TemplateError::Missing),
         };
         let trunk = Trunk::load(&gguf, spec)?;
-        Ok(Self { info, context_tokens, tokenizer, template, trunk })
+        let slots = options.slots.map_or(SLOTS_DEFAULT, NonZeroUsize::get);
+        let (waiting, running) = (VecDeque::new(), Vec::new());
+        Ok(Self {
+            info,
+            context_tokens,
+            tokenizer,
+            template,
+            trunk,
+            slots,
+            next_ticket: 0,
+            waiting,
+            running,
+        })
     }
 
     /// The model as its header describes it.
@@ -90,32 +112,99 @@ impl Engine {
         Ok(self.tokenise(input, clock)?.len())
     }
 
-    /// Answers a request, reporting progress and tokens as they come. Returning
+    /// Queues a request; its events come out of [`Engine::step`].
+    ///
+    /// # Errors
+    /// Refusals (context limit, bounds, template) come now, before any work.
+    pub fn submit(&mut self, request: Request) -> Result<Ticket, EngineError> {
+        let prompt = self.check(&request)?;
+        // Refused here rather than when the request's turn comes.
+        TextStream::new(&request.stop)?;
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.waiting.push_back((ticket, request, prompt));
+        Ok(ticket)
+    }
+
+    /// Stops a request; [`Event::Done`] with [`Finish::Cancelled`] comes out of the next step. Does
+    /// nothing when the request has ended.
+    pub fn cancel(&mut self, ticket: Ticket) {
+        if let Some(at) = self.waiting.iter().position(|(waiting, ..)| *waiting == ticket)
+            && let Some((ticket, request, prompt)) = self.waiting.remove(at)
+            && let Ok(mut run) = Run::new(&self.trunk, ticket, request, prompt)
+        {
+            run.cancelled = true;
+            self.running.push(run);
+        }
+        if let Some(run) = self.running.iter_mut().find(|run| run.ticket == ticket) {
+            run.cancelled = true;
+        }
+    }
+
+    /// Moves every running request on by one token or one part of its prompt, and appends what happened.
+    /// Returns whether there is more to do.
+    ///
+    /// # Errors
+    /// Only what concerns the engine as a whole; the failure of one request is [`Event::Failed`].
+    pub fn step(&mut self, out: &mut Vec<(Ticket, Event)>) -> Result<bool, EngineError> {
+        while self.running.len() < self.slots
+            && let Some((ticket, request, prompt)) = self.waiting.pop_front()
+        {
+            match Run::new(&self.trunk, ticket, request, prompt) {
+                Ok(run) => self.running.push(run),
+                Err(error) => out.push((ticket, Event::Failed(error))),
+            }
+        }
+        let mut running = std::mem::take(&mut self.running);
+        running.retain_mut(|run| {
+            let (ticket, mut over) = (run.ticket, false);
+            let outcome = run.advance(self, &mut |event| {
+                over |= matches!(event, Event::Done(_));
+                out.push((ticket, event));
+            });
+            match outcome {
+                Ok(()) => !over,
+                Err(error) => {
+                    out.push((ticket, Event::Failed(error)));
+                    false
+                }
+            }
+        });
+        self.running = running;
+        Ok(!(self.running.is_empty() && self.waiting.is_empty()))
+    }
+
+    /// Answers one request, reporting progress and tokens as they come. Returning
     /// [`ControlFlow::Break`] from `on_event` cancels: after a token, or between two parts of the prompt.
+    /// Other requests that were submitted move on with it; their events are lost.
     ///
     /// Equal requests give equal tokens on the same build and processor type. Tokens of an interrupted
-    /// answer given as `forced` are computed one by one, exactly as when they were first chosen, so the
-    /// rest is what it would have been; they are counted but not reported again.
+    /// answer given as `forced` are counted but not reported again; the rest is what it would have been.
     ///
     /// # Errors
     /// Refusals (context limit, bounds, template) come before any work and leave the engine unchanged.
     pub fn generate(
         &mut self,
         request: &Request,
-        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+        on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Completion, EngineError> {
-        let begun = Instant::now();
-        let prompt = self.check(request)?;
-        let mut run = Run::new(self, request, prompt.len())?;
-        let outcome = run.prefill(&prompt, on_event)?;
-        run.timings.prefill_us = micros(begun);
-        let begun = Instant::now();
-        let finish = match outcome {
-            Prefilled::Ready(logits) => run.decode(logits, on_event)?,
-            Prefilled::Done(finish) => finish,
-        };
-        run.timings.decode_us = micros(begun);
-        Ok(Completion { finish, usage: run.usage, timings: run.timings })
+        let ticket = self.submit(request.clone())?;
+        let mut events = Vec::new();
+        loop {
+            self.step(&mut events)?;
+            for (of, event) in events.drain(..).filter(|(of, _)| *of == ticket) {
+                debug_assert_eq!(of, ticket);
+                match event {
+                    Event::Done(completion) => return Ok(completion),
+                    Event::Failed(error) => return Err(error),
+                    event => {
+                        if on_event(&event).is_break() {
+                            self.cancel(ticket);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// Logits after each of `tokens`, computed `chunk` at a time as a prompt is: for comparing
@@ -198,111 +287,116 @@ impl Engine {
 }
 
 /// One request being answered.
-struct Run<'a> {
-    engine: &'a Engine,
-    request: &'a Request,
+struct Run {
+    ticket: Ticket,
+    request: Request,
     cache: Cache,
     text: TextStream,
     usage: Usage,
     timings: Timings,
+    begun: Instant,
+    cancelled: bool,
+    /// Tokens of the prompt not computed yet.
+    prompt: VecDeque<u32>,
+    /// Forced tokens computed so far.
+    forced: usize,
+    /// Logits for the next token, once prompt and forced tokens are computed.
+    logits: Option<Tensor>,
 }
 
-/// Where the prompt and forced tokens led.
-enum Prefilled {
-    /// Logits for the next token.
-    Ready(Tensor),
-    /// There is nothing to generate.
-    Done(Finish),
-}
-
-impl<'a> Run<'a> {
+impl Run {
     fn new(
-        engine: &'a Engine,
-        request: &'a Request,
-        prompt_tokens: usize,
+        trunk: &Trunk,
+        ticket: Ticket,
+        request: Request,
+        prompt: Vec<u32>,
     ) -> Result<Self, EngineError> {
-        let text = TextStream::new(&request.stop)?;
-        let capacity = prompt_tokens + request.max_tokens as usize;
-        let cache = engine.trunk.new_cache(capacity)?;
-        let usage = Usage { prompt_tokens: prompt_tokens as u32, completion_tokens: 0 };
-        Ok(Self { engine, request, cache, text, usage, timings: Timings::default() })
-    }
-
-    /// Computes the prompt in chunks that depend on its length alone, then the forced tokens singly.
-    fn prefill(
-        &mut self,
-        prompt: &[u32],
-        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<Prefilled, EngineError> {
-        let total = prompt.len() + self.request.forced.len();
-        let mut logits = None;
-        for part in prompt.chunks(PREFILL_CHUNK_TOKENS) {
-            logits = Some(self.forward(part, Product::Expanded)?);
-            if self.progress(total, on_event).is_break() {
-                return Ok(Prefilled::Done(Finish::Cancelled));
-            }
-        }
-        for &id in &self.request.forced {
-            self.usage.completion_tokens += 1;
-            // What earlier attempts showed is dropped; what they held back is still held back.
-            if let Some(finish) = self.accept(id).1 {
-                return Ok(Prefilled::Done(finish));
-            }
-            logits = Some(self.forward(&[id], Product::Quantised)?);
-            if self.progress(total, on_event).is_break() {
-                return Ok(Prefilled::Done(Finish::Cancelled));
-            }
-        }
-        // `check` refused empty prompts.
-        logits
-            .map(Prefilled::Ready)
-            .ok_or_else(|| EngineError::InvalidRequest("the prompt is empty".to_owned()))
-    }
-
-    fn forward(&mut self, tokens: &[u32], product: Product) -> Result<Tensor, EngineError> {
-        Ok(self.engine.trunk.forward(tokens, &mut self.cache, Rows::Last, product)?)
-    }
-
-    fn progress(
-        &self,
-        total: usize,
-        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        on_event(Event::Prefilled {
-            done_tokens: self.cache.len() as u32,
-            total_tokens: total as u32,
+        Ok(Self {
+            ticket,
+            text: TextStream::new(&request.stop)?,
+            cache: trunk.new_cache(prompt.len() + request.max_tokens as usize)?,
+            usage: Usage { prompt_tokens: prompt.len() as u32, ..Usage::default() },
+            request,
+            timings: Timings::default(),
+            begun: Instant::now(),
+            cancelled: false,
+            prompt: prompt.into(),
+            forced: 0,
+            logits: None,
         })
     }
 
-    fn decode(
-        &mut self,
-        mut logits: Tensor,
-        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<Finish, EngineError> {
-        loop {
+    /// Computes the next part of the prompt, the next forced token, or the next token.
+    fn advance(&mut self, engine: &Engine, out: &mut dyn FnMut(Event)) -> Result<(), EngineError> {
+        if self.cancelled {
+            out(self.done(Finish::Cancelled));
+            return Ok(());
+        }
+        if !self.prompt.is_empty() {
+            let part: Vec<u32> =
+                self.prompt.drain(..self.prompt.len().min(PREFILL_CHUNK_TOKENS)).collect();
+            self.logits = Some(self.forward(engine, &part, Product::Expanded)?);
+            out(self.progress());
+        } else if let Some(&id) = self.request.forced.get(self.forced) {
+            self.forced += 1;
+            self.usage.completion_tokens += 1;
+            // What earlier attempts showed is dropped; what they held back is still held back.
+            if let Some(finish) = self.accept(engine, id).1 {
+                out(self.done(finish));
+                return Ok(());
+            }
+            self.logits = Some(self.forward(engine, &[id], Product::Quantised)?);
+            out(self.progress());
+        } else if let Some(logits) = self.logits.take() {
             let index = self.usage.completion_tokens;
+            if index as usize == self.request.forced.len() {
+                self.timings.prefill_us = micros(self.begun);
+                self.begun = Instant::now();
+            }
             let row = logits.flatten_all()?.to_vec1::<f32>()?;
             let id = self.request.sampling.choose(&row, index)?;
             self.usage.completion_tokens += 1;
-            let (text, finish) = self.accept(id);
-            let token = Token { index, id, text };
-            if on_event(Event::Token(&token)).is_break() {
-                return Ok(finish.unwrap_or(Finish::Cancelled));
+            let (text, finish) = self.accept(engine, id);
+            out(Event::Token(Token { index, id, text }));
+            match finish {
+                Some(finish) => out(self.done(finish)),
+                None => self.logits = Some(self.forward(engine, &[id], Product::Quantised)?),
             }
-            if let Some(finish) = finish {
-                return Ok(finish);
-            }
-            logits = self.forward(&[id], Product::Quantised)?;
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, finish: Finish) -> Event {
+        match self.usage.completion_tokens as usize > self.request.forced.len() {
+            true => self.timings.decode_us = micros(self.begun),
+            false => self.timings.prefill_us = micros(self.begun),
+        }
+        Event::Done(Completion { finish, usage: self.usage, timings: self.timings })
+    }
+
+    fn forward(
+        &mut self,
+        engine: &Engine,
+        tokens: &[u32],
+        product: Product,
+    ) -> Result<Tensor, EngineError> {
+        Ok(engine.trunk.forward(tokens, &mut self.cache, Rows::Last, product)?)
+    }
+
+    fn progress(&self) -> Event {
+        Event::Prefilled {
+            done_tokens: self.cache.len() as u32,
+            total_tokens: self.usage.prompt_tokens + self.request.forced.len() as u32,
         }
     }
 
     /// Takes the next token of the answer: the text that it sets free, and whether it is the last.
     /// The text of a last token includes everything that was held back.
-    fn accept(&mut self, id: u32) -> (String, Option<Finish>) {
-        if self.engine.tokenizer.is_end(id) {
+    fn accept(&mut self, engine: &Engine, id: u32) -> (String, Option<Finish>) {
+        if engine.tokenizer.is_end(id) {
             return (self.text.finish(), Some(Finish::Stop));
         }
-        match self.text.push(&self.engine.tokenizer.bytes(id)) {
+        match self.text.push(&engine.tokenizer.bytes(id)) {
             Released::Stopped(text) => (text, Some(Finish::StopString)),
             Released::Text(text) if self.usage.completion_tokens >= self.request.max_tokens => {
                 (text + &self.text.finish(), Some(Finish::Length))

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::EngineError;
 use crate::sampling::Sampling;
 use crate::template::ChatMessage;
 
@@ -31,11 +32,22 @@ pub struct Request {
     pub forced: Vec<u32>,
     /// The time that templates see, in seconds since the Unix epoch, UTC.
     pub clock: i64,
+    /// Whose request this is: computed prompts may be used again for later requests of the same
+    /// researcher. None shares with nobody.
+    pub researcher: Option<[u8; 32]>,
+    /// Leading messages of a chat that are declared public: what was computed for them may be used for
+    /// other researchers' requests too.
+    pub public_messages: u32,
 }
 
-/// Something that happened while generating.
-#[derive(Clone, Copy, Debug)]
-pub enum Event<'a> {
+/// Names a request from [`crate::Engine::submit`] on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub(crate) u64);
+
+/// Something that happened to a request.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
     /// Another part of prompt and forced tokens has been computed.
     Prefilled {
         /// Tokens computed so far.
@@ -44,7 +56,11 @@ pub enum Event<'a> {
         total_tokens: u32,
     },
     /// A token was chosen.
-    Token(&'a Token),
+    Token(Token),
+    /// The answer is complete; nothing follows.
+    Done(Completion),
+    /// The request could not be finished; nothing follows. Other requests go on.
+    Failed(EngineError),
 }
 
 /// A token of an answer.
@@ -79,6 +95,8 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Tokens of the answer, forced ones and the end token included.
     pub completion_tokens: u32,
+    /// Prompt tokens that had been computed for an earlier request.
+    pub cached_tokens: u32,
 }
 
 /// Where the time went, in microseconds.

@@ -23,6 +23,8 @@ fn request(max_tokens: u32) -> Request {
         stop: Vec::new(),
         forced: Vec::new(),
         clock: 0,
+        researcher: None,
+        public_messages: 0,
     }
 }
 
@@ -151,7 +153,7 @@ fn cancelling_takes_effect_between_tokens_and_between_chunks() {
                 seen += 1;
                 ControlFlow::Continue(())
             }
-            Event::Prefilled { .. } => ControlFlow::Continue(()),
+            _ => ControlFlow::Continue(()),
         })
         .unwrap();
     assert_eq!((seen, completion.finish), (4, Finish::Cancelled));
@@ -161,7 +163,7 @@ fn cancelling_takes_effect_between_tokens_and_between_chunks() {
     let completion = engine
         .generate(&long, &mut |event| {
             if let Event::Prefilled { done_tokens, total_tokens } = event {
-                steps.push((done_tokens, total_tokens));
+                steps.push((*done_tokens, *total_tokens));
             }
             ControlFlow::Break(())
         })

@@ -70,6 +70,8 @@ fn load_and_run(path: &std::path::Path) -> Result<(), EngineError> {
             stop: vec!["zz".to_owned()],
             forced: vec![5],
             clock: 0,
+            researcher: None,
+            public_messages: 0,
         };
         engine.generate(&request, &mut |_| ControlFlow::Continue(()))?;
     }

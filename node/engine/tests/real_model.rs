@@ -27,6 +27,8 @@ fn chat(question: &str, max_tokens: u32) -> Request {
         stop: Vec::new(),
         forced: Vec::new(),
         clock: 1_795_444_245,
+        researcher: None,
+        public_messages: 0,
     }
 }
 

@@ -186,6 +186,8 @@ fn request(work: &InferWork, input: InferInput, forced: Vec<u32>) -> Request {
         stop,
         forced,
         clock: i64::try_from(work.clock.as_ms() / 1_000).unwrap_or(i64::MAX),
+        researcher: None,
+        public_messages: 0,
     }
 }
 

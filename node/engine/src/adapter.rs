@@ -38,6 +38,6 @@ pub(crate) struct Adapter {
 impl Adapter {
     /// Whether it was made for a model of this shape.
     pub(crate) fn fits(&self, spec: &ModelSpec) -> bool {
-        self.layers.len() == spec.layers
+        self.layers.len() == spec.layers.len()
     }
 }

@@ -26,7 +26,7 @@ impl Cache {
     ) -> candle_core::Result<Self> {
         let shape = (capacity, spec.kv_heads, spec.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, device);
-        let layers = (0..spec.layers)
+        let layers = (0..spec.layers.len())
             .map(|_| Ok(LayerCache { keys: zeros()?, values: zeros()? }))
             .collect::<candle_core::Result<_>>()?;
         Ok(Self { layers, len: 0 })

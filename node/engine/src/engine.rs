@@ -10,10 +10,11 @@ use candle_core::Tensor;
 
 use crate::cache::Cache;
 use crate::error::{EngineError, TemplateError};
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
+use crate::files::map;
 use crate::info::{self, ModelInfo};
 use crate::request::{Completion, Event, Finish, Input, Request, Ticket, Timings, Token, Usage};
-use crate::spec::ModelSpec;
+use crate::spec;
 use crate::template::ChatTemplate;
 use crate::text::{Released, TextStream};
 use crate::tokenizer::Tokenizer;
@@ -61,9 +62,15 @@ impl Engine {
     /// before any weight is copied; [`EngineError::Threads`] when the thread count is not the wanted one.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
         check_threads(options.threads)?;
-        let map = info::map(path)?;
+        let map = map::map(path)?;
         let gguf = Gguf::parse(&map)?;
-        let spec = ModelSpec::from_gguf(&gguf)?;
+        let spec = spec::gguf::read(&gguf)?.0;
+        if spec.family != "llama" {
+            return Err(EngineError::UnsupportedArchitecture {
+                name: spec.family.to_owned(),
+                supported: "llama".to_owned(),
+            });
+        }
         let info = ModelInfo::from_parts(&gguf, &spec)?;
         let context_tokens =
             options.context_tokens.map_or(info.context_tokens, |cap| cap.min(info.context_tokens));

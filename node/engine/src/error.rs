@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::gguf::GgufError;
+use crate::files::gguf::GgufError;
+use crate::files::safetensors::SafetensorsError;
 
 /// Who can do something about an [`EngineError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,14 @@ pub enum EngineError {
     /// The file is not a well-formed GGUF file.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// A file of a folder is not a well-formed safetensors file.
+    #[error("{}: {source}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SafetensorsError,
+    },
     /// The weights belong to a family that this build has no description of.
     #[error("architecture \"{name}\" is not supported (supported: {supported})")]
     UnsupportedArchitecture {

@@ -8,9 +8,9 @@ use candle_nn::attention::{AttnMask, flash_attn};
 
 use crate::cache::Cache;
 use crate::error::EngineError;
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 use crate::rope::{Angles, Rotation};
-use crate::spec::{Mlp, ModelSpec, Norm};
+use crate::spec::ModelSpec;
 use crate::weights::{Loader, Matrix, Product};
 
 /// Tokens of prompt computed at once: enough rows to use the matrix kernels well, few enough that
@@ -87,23 +87,27 @@ impl Trunk {
         let device = Device::Cpu;
         let mut loader = Loader::new(gguf, &device);
         let embedding = loader.matrix("token_embd.weight", spec.vocab, spec.width)?;
-        let mut layers = Vec::with_capacity(spec.layers);
-        for index in 0..spec.layers {
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for index in 0..spec.layers.len() {
             layers.push(Layer::load(&mut loader, index, &spec)?);
         }
         let output_norm = loader.vector("output_norm.weight", spec.width)?;
-        let output = match spec.tied {
+        let output = match spec.output.tied {
             true => None,
             false => Some(loader.matrix("output.weight", spec.vocab, spec.width)?),
         };
-        let divisors = match spec.rope.frequency_divisors {
-            true => {
-                let divisors = loader.vector("rope_freqs.weight", spec.head_dim / 2)?;
-                Some(divisors.to_vec1::<f32>()?)
-            }
-            false => None,
+        let Some(rope) = spec.ropes.first() else {
+            return Err(EngineError::metadata(spec.family, "rotates nothing"));
         };
-        let rotation = Rotation::new(&spec.rope, spec.head_dim, divisors.as_deref())?;
+        let name = "rope_freqs.weight";
+        let rope = match gguf.tensors.contains_key(name) {
+            true => {
+                let divisors = loader.vector(name, rope.frequencies.len())?;
+                rope.clone().divided_by(&divisors.to_vec1::<f32>()?)?
+            }
+            false => rope.clone(),
+        };
+        let rotation = Rotation::new(rope);
         loader.finish()?;
         Ok(Self { spec, device, embedding, layers, output_norm, output, rotation })
     }
@@ -135,7 +139,7 @@ impl Trunk {
         if rows == Rows::Last {
             hidden = hidden.narrow(0, tokens.len().saturating_sub(1), 1)?;
         }
-        let hidden = self.spec.norm.apply(&hidden.contiguous()?, &self.output_norm)?;
+        let hidden = norm(&self.spec, &hidden.contiguous()?, &self.output_norm)?;
         self.output.as_ref().unwrap_or(&self.embedding).apply(&hidden, product)
     }
 }
@@ -169,10 +173,10 @@ impl Layer {
         cache: &Cache,
         product: Product,
     ) -> candle_core::Result<Tensor> {
-        let normed = spec.norm.apply(hidden, &self.attention_norm)?;
+        let normed = norm(spec, hidden, &self.attention_norm)?;
         let hidden = (hidden + self.attend(spec, index, &normed, angles, cache, product)?)?;
-        let normed = spec.norm.apply(&hidden, &self.mlp_norm)?;
-        &hidden + self.mlp(spec.mlp, &normed, product)?
+        let normed = norm(spec, &hidden, &self.mlp_norm)?;
+        &hidden + self.mlp(&normed, product)?
     }
 
     /// Causal attention over the cache and the new tokens.
@@ -208,20 +212,12 @@ impl Layer {
         self.attention_output.apply(&attended, product)
     }
 
-    fn mlp(&self, mlp: Mlp, normed: &Tensor, product: Product) -> candle_core::Result<Tensor> {
-        match mlp {
-            Mlp::GatedSilu => {
-                let gated = self.gate.apply(normed, product)?.silu()?;
-                self.down.apply(&(gated * self.up.apply(normed, product)?)?, product)
-            }
-        }
+    fn mlp(&self, normed: &Tensor, product: Product) -> candle_core::Result<Tensor> {
+        let gated = self.gate.apply(normed, product)?.silu()?;
+        self.down.apply(&(gated * self.up.apply(normed, product)?)?, product)
     }
 }
 
-impl Norm {
-    fn apply(self, input: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Self::Rms { epsilon } => candle_nn::ops::rms_norm(input, weight, epsilon),
-        }
-    }
+fn norm(spec: &ModelSpec, input: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    candle_nn::ops::rms_norm(input, weight, spec.norm.epsilon)
 }

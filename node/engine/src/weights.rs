@@ -7,7 +7,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
 use crate::error::EngineError;
-use crate::gguf::{Gguf, TensorInfo, dtype_name};
+use crate::files::gguf::{Gguf, TensorInfo, dtype_name};
 
 /// Candle's portable kernels for these types work on pairs of 32-element blocks.
 const PAIRED_BLOCK_ROW: usize = 64;

@@ -1,7 +1,7 @@
 //! Typed, range-checked access to GGUF metadata, with errors that name the key.
 
 use crate::error::EngineError;
-use crate::gguf::{Array, Gguf, Value};
+use crate::files::gguf::{Array, Gguf, Value};
 
 type Result<T> = std::result::Result<T, EngineError>;
 

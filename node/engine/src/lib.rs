@@ -16,6 +16,8 @@
 #[allow(dead_code, reason = "the seam of the batched engine, whose rooms are being moved in")]
 mod adapter;
 mod cache;
+#[doc(hidden)]
+pub mod cpu;
 #[allow(dead_code, reason = "the seam of the batched engine, whose rooms are being moved in")]
 mod decoder;
 mod engine;

@@ -136,6 +136,23 @@ pub enum EngineError {
         /// Tokens that the loaded engine can hold.
         context_tokens: u32,
     },
+    /// Prompt and answer do not fit the page cache, even with nothing else in it.
+    #[error(
+        "the request may need {need_tokens} tokens of cache (prompt and answer), \
+         {cache_tokens} can be had: ask for a shorter answer, or load with a larger cache_tokens"
+    )]
+    CacheExceeded {
+        /// Tokens of prompt and answer.
+        need_tokens: u64,
+        /// Tokens that the cache can hold for it.
+        cache_tokens: u64,
+    },
+    /// Too many requests wait already.
+    #[error("{waiting} requests are waiting already; try again later")]
+    Busy {
+        /// How many wait.
+        waiting: usize,
+    },
     /// The request contradicts itself or exceeds a bound.
     #[error("request: {0}")]
     InvalidRequest(String),
@@ -156,7 +173,11 @@ impl EngineError {
         match self {
             Self::ContextExceeded { .. } | Self::InvalidRequest(_) => Fault::Request,
             Self::Template(error) => error.fault(),
-            Self::Io { .. } | Self::Memory { .. } | Self::Threads { .. } => Fault::Machine,
+            Self::Io { .. }
+            | Self::Memory { .. }
+            | Self::Threads { .. }
+            | Self::CacheExceeded { .. }
+            | Self::Busy { .. } => Fault::Machine,
             Self::Compute(_) => Fault::Internal,
             _ => Fault::Model,
         }

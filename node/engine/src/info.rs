@@ -8,10 +8,12 @@ use crate::error::EngineError;
 use crate::files::gguf::{Gguf, dtype_name};
 use crate::files::map;
 use crate::spec::{self, ModelSpec};
-use crate::trunk::PREFILL_CHUNK_TOKENS;
 
 /// Tokenizer tables, thread stacks and allocator slack; measured at about 40 MiB, rounded up.
 const FIXED_BYTES: u64 = 64 << 20;
+
+/// Rows whose activations are planned for.
+const SCRATCH_ROWS: u64 = 256;
 
 /// A model as its header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,8 +90,7 @@ impl ModelInfo {
         let quantisation = by_type.iter().max_by_key(|(_, elements)| **elements);
         let widest = spec.mlp_width.max(spec.heads * spec.head_dim).max(spec.width) as u64;
         // A chunk's activations in the widest block, rows of logits, and one matrix expanded to F32.
-        let scratch =
-            4 * (PREFILL_CHUNK_TOKENS as u64 * widest * 8 + spec.vocab as u64 * 4 + largest);
+        let scratch = 4 * (SCRATCH_ROWS * widest * 8 + spec.vocab as u64 * 4 + largest);
         Ok(Self {
             architecture: text("general.architecture")?.unwrap_or_default(),
             name: text("general.name")?,

@@ -6,7 +6,7 @@
 
 pub(crate) mod config;
 pub(crate) mod gguf;
-mod keys;
+pub(crate) mod keys;
 pub(crate) mod names;
 pub(crate) mod pooling;
 pub(crate) mod rope;

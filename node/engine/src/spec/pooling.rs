@@ -30,6 +30,34 @@ pub(crate) enum PoolingKind {
 }
 
 impl Pooling {
+    /// One vector from the hidden states of a text.
+    ///
+    /// # Shapes
+    /// `states`: (tokens, width), at least one token. Returns (width).
+    pub(crate) fn apply(&self, states: &[f32], width: usize) -> Vec<f32> {
+        let rows = states.chunks_exact(width.max(1));
+        let tokens = rows.len().max(1) as f64;
+        let mut pooled = vec![0f64; width];
+        match self.kind {
+            PoolingKind::Mean => {
+                for row in rows {
+                    for (sum, &state) in pooled.iter_mut().zip(row) {
+                        *sum += f64::from(state) / tokens;
+                    }
+                }
+            }
+            PoolingKind::First => {
+                for (first, &state) in pooled.iter_mut().zip(states) {
+                    *first = f64::from(state);
+                }
+            }
+        }
+        // As torch's `normalize`, which does not divide by less than this.
+        let length = pooled.iter().map(|value| value * value).sum::<f64>().sqrt().max(1e-12);
+        let divisor = if self.normalise { length } else { 1.0 };
+        pooled.into_iter().map(|value| (value / divisor) as f32).collect()
+    }
+
     /// Reads `modules.json` of a folder and what it points to; None where there is none.
     ///
     /// # Errors

@@ -29,8 +29,10 @@ impl Span<'_> {
 /// Adapters that are on the device, as long as somebody else holds them.
 #[derive(Default)]
 pub(super) struct Adapters {
-    loaded: Vec<(Weak<Adapter>, Vec<BTreeMap<Target, Factors>>)>,
+    loaded: Vec<(Weak<Adapter>, Vec<LayerFactors>)>,
 }
+
+type LayerFactors = BTreeMap<Target, Factors>;
 
 /// One changed projection: `x Aᵀ Bᵀ`, the scale multiplied into `B`.
 struct Factors {
@@ -93,7 +95,7 @@ impl Adapters {
         Tensor::cat(&parts, 0)
     }
 
-    fn find(&self, adapter: &Arc<Adapter>) -> Option<&Vec<BTreeMap<Target, Factors>>> {
+    fn find(&self, adapter: &Arc<Adapter>) -> Option<&Vec<LayerFactors>> {
         let same = |weak: &Weak<Adapter>| std::ptr::eq(weak.as_ptr(), Arc::as_ptr(adapter));
         self.loaded.iter().find(|(weak, _)| same(weak)).map(|(_, layers)| layers)
     }
@@ -102,7 +104,7 @@ impl Adapters {
 fn factors(
     layer: &BTreeMap<Target, crate::adapter::LowRank>,
     device: &Device,
-) -> candle_core::Result<BTreeMap<Target, Factors>> {
+) -> candle_core::Result<LayerFactors> {
     layer
         .iter()
         .map(|(&target, low)| {

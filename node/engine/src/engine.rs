@@ -138,6 +138,24 @@ impl Engine {
         self.server.stats()
     }
 
+    /// Loads an adapter in PEFT's format from its folder; requests then name it by `digest`, which must
+    /// stand for its contents: cached pages are known by it too. One that is loaded already stays.
+    ///
+    /// # Errors
+    /// When it is damaged, or was made for another model.
+    pub fn load_adapter(&mut self, digest: [u8; 32], folder: &Path) -> Result<(), EngineError> {
+        if !self.adapters.contains_key(&digest) {
+            let adapter = Adapter::read(folder, self.server.decoder().spec())?;
+            self.adapters.insert(digest, Arc::new(adapter));
+        }
+        Ok(())
+    }
+
+    /// Forgets an adapter; requests that were submitted keep it until they end.
+    pub fn unload_adapter(&mut self, digest: &[u8; 32]) {
+        self.adapters.remove(digest);
+    }
+
     /// Number of tokens that an input takes, as [`Engine::generate`] will count them.
     ///
     /// # Units

@@ -127,9 +127,9 @@ unsafe fn panels<S: Simd, E: Element, const T: usize, const R: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut at = tile.add(first * S::LANES * E::BYTES);
-        // Every third row has a pointer of its own; the two after it are reached by one and two strides, which
-        // an address can hold. Twelve pointers would not fit the registers.
-        let bases: [*const f32; 4] =
+        // Every third row has a pointer of its own; the two after it are reached by one and two strides,
+        // which an address can hold.
+        let bases: [*const f32; 2] =
             std::array::from_fn(|i| if 3 * i < R { rows.add(3 * i * stride) } else { rows });
         for k in 0..columns {
             if R == 1 && first == 0 {

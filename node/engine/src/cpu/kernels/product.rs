@@ -172,7 +172,7 @@ fn rows_per_pass(bytes: usize) -> usize {
 }
 
 /// Results of some rows of activations, for the 32 rows of a tile.
-pub(super) type Results = [[f32; TILE_ROWS]; 12];
+pub(super) type Results = [[f32; TILE_ROWS]; 6];
 
 /// What integer and float products have in common: a product, one segment of its weights, some tiles.
 #[derive(Clone, Copy)]
@@ -303,16 +303,12 @@ impl<E: Element> Work for Floats<'_, E> {
                     }};
                 }
                 while row < end {
-                    let count = if const { S::LANES == 16 } {
-                        match end - row {
-                            12.. => rows!(12),
-                            4.. => rows!(4),
-                            2.. => rows!(2),
-                            _ => rows!(1),
-                        }
-                    } else if const { S::REGISTERS } {
+                    // Six rows times two vectors are chains enough to hide the latency of their sums, and six lines of the
+                    // cache stay in it when rows are whole pages apart; twelve did not.
+                    let count = if const { S::REGISTERS } {
                         match end - row {
                             6.. => rows!(6),
+                            4.. => rows!(4),
                             2.. => rows!(2),
                             _ => rows!(1),
                         }

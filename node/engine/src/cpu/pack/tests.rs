@@ -105,6 +105,13 @@ fn rows_read_back_as_candle_dequantises_them() {
     }
 }
 
+#[test]
+fn block_sizes_are_candles() {
+    for dtype in TYPES.into_iter().filter(|dtype| dtype.block_size() > 1) {
+        assert_eq!(ggml::block_bytes(dtype), dtype.type_size(), "{dtype:?}");
+    }
+}
+
 /// Goal: an order that mixes up parts, halves or tiles shows; also with types of several kinds.
 #[test]
 fn parts_are_put_together_in_order() {

@@ -7,7 +7,8 @@ use candle_core::quantized::GgmlDType;
 /// Thirty-two codes of one row, four to a word in the order of inputs, and what scales them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sub {
-    /// Byte `c` of word `g` is the code of input `4 g + c`, as [`super::layout::Layout`] offsets it.
+    /// Byte `c` of word `g` is the code of input `4 g + c`, as [`super::layout::Layout`] offsets
+    /// it.
     pub(super) codes: [u32; 8],
     /// Sub-scales of the first and second 16 inputs (equal where the segment is 32).
     pub(super) scales: [u8; 2],
@@ -15,8 +16,8 @@ pub(super) struct Sub {
     pub(super) mins: [u8; 2],
 }
 
-/// Bytes of one ggml block. What candle's `type_size` says (a test compares them), but known when the packer is
-/// compiled, which spares it a check at every word that it reads.
+/// Bytes of one ggml block. What candle's `type_size` says (a test compares them), but known when
+/// the packer is compiled, which spares it a check at every word that it reads.
 pub(super) const fn block_bytes(dtype: GgmlDType) -> usize {
     match dtype {
         GgmlDType::Q4_0 => 18,
@@ -107,7 +108,7 @@ fn with_bits(mut codes: [u32; 8], bits: u32) -> [u32; 8] {
     for (group, code) in codes.iter_mut().enumerate() {
         let four = bits >> (4 * group) & 15;
         // Copies of the four bits at distances of seven put bit `c` at bit `8 c`.
-        *code |= (four * 0x0020_4081 & 0x0101_0101) << 4;
+        *code |= ((four * 0x0020_4081) & 0x0101_0101) << 4;
     }
     codes
 }

@@ -9,6 +9,8 @@ use candle_core::Device;
 
 use crate::adapter::Adapter;
 use crate::candle::CandleDecoder;
+use crate::cpu::forward::CpuDecoder;
+use crate::cpu::isa::Isa;
 use crate::decoder::{Batch, Decoder, Output, PAGE_TOKENS, PageId, Row, SequenceView};
 use crate::embed;
 use crate::error::EngineError;
@@ -22,12 +24,17 @@ use crate::spec::pooling::Pooling;
 pub enum Way {
     /// Plain candle operations on the CPU.
     Candle,
+    /// The fused kernels, with all instructions that this processor has, on two threads.
+    Cpu,
 }
 
 impl Way {
     /// All that this build has.
-    pub const ALL: &[Self] = &[Self::Candle];
+    pub const ALL: &[Self] = &[Self::Candle, Self::Cpu];
 }
+
+/// Rows of one batch of [`Way::Cpu`]; logits of all of them are held at once.
+const ROWS_MAX: usize = 1_024;
 
 /// A model to compute with, in one way.
 pub struct Model {
@@ -46,6 +53,10 @@ impl Model {
         let pages = tokens.div_ceil(PAGE_TOKENS).max(1);
         let decoder: Box<dyn Decoder> = match way {
             Way::Candle => Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?),
+            Way::Cpu => {
+                let rows_max = tokens.clamp(1, ROWS_MAX);
+                Box::new(CpuDecoder::new(&checkpoint, 2, Isa::detect(), pages, rows_max)?)
+            }
         };
         let pooling = if path.is_dir() { Pooling::read(path)? } else { None };
         Ok(Self { decoder, adapter: None, pooling })

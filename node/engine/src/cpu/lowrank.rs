@@ -95,11 +95,20 @@ impl Adapters {
         self.known.retain(|(adapter, _)| adapter.strong_count() > 0);
     }
 
+    /// How many are known.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
+    }
+
     /// The packed form.
     ///
     /// # Errors
     /// When memory is refused or shapes contradict each other.
-    pub(crate) fn packed(&mut self, adapter: &Arc<Adapter>) -> Result<Arc<PackedAdapter>, PackError> {
+    pub(crate) fn packed(
+        &mut self,
+        adapter: &Arc<Adapter>,
+    ) -> Result<Arc<PackedAdapter>, PackError> {
         let known = self.known.iter().find(|(known, _)| known.as_ptr() == Arc::as_ptr(adapter));
         if let Some((_, packed)) = known {
             return Ok(Arc::clone(packed));

@@ -53,7 +53,7 @@ macro_rules! memory {
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const ROWS: usize = 3;
-    const UNROLL: bool = true;
+    const REGISTERS: bool = true;
     const DIRECT: bool = false;
     const BYTE_BIAS: i32 = 0;
     type F = __m256;

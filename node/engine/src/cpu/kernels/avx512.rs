@@ -60,7 +60,7 @@ macro_rules! memory {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const ROWS: usize = 6;
-    const UNROLL: bool = true;
+    const REGISTERS: bool = true;
     const DIRECT: bool = true;
     const BYTE_BIAS: i32 = 128;
     type F = __m512;

@@ -3,6 +3,8 @@
 //! `acc = fma(w[k], x[k], acc)` for ascending `k`, one accumulator per output; 16-bit weights are
 //! widened exactly on the way into registers.
 
+#![allow(clippy::too_many_arguments, reason = "inner steps that get all they need")]
+
 use std::marker::PhantomData;
 
 use super::product::Results;
@@ -90,7 +92,11 @@ impl<E: Element, const R: usize> Work for Tile<'_, E, R> {
         let Self { tile, columns, rows, stride, results, .. } = self;
         // SAFETY: only `Tile::run` makes these values, and its caller promises what `panels` asks for.
         unsafe {
-            if const { S::LANES == 16 } {
+            if const { !S::REGISTERS } {
+                for first in 0..TILE_ROWS / S::LANES {
+                    panels::<S, E, 1, R>(s, tile, first, columns, rows, stride, results);
+                }
+            } else if const { S::LANES == 16 } {
                 panels::<S, E, 2, R>(s, tile, 0, columns, rows, stride, results);
             } else if const { R == 1 } {
                 panels::<S, E, 4, R>(s, tile, 0, columns, rows, stride, results);

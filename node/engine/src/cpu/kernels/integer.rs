@@ -5,6 +5,12 @@
 //! activations' scale; where the format has minima, then `acc = fma(m, a * sum(quants), acc)`. One
 //! accumulator per output.
 
+#![allow(
+    clippy::needless_range_loop,
+    clippy::too_many_arguments,
+    reason = "small arrays that stand for registers, indexed alike; inner steps that get all they need"
+)]
+
 use std::marker::PhantomData;
 
 use super::product::Results;
@@ -53,7 +59,11 @@ impl<L: Format, const R: usize> Work for Tile<'_, L, R> {
         // tile, so that memory is read in one stream.
         // SAFETY: only `Tile::run` makes these values, and its caller promises what `panels` asks for.
         unsafe {
-            if const { S::LANES == 16 } {
+            if const { !S::REGISTERS } {
+                for first in 0..TILE_ROWS / S::LANES {
+                    panels::<S, L, 1, R>(s, tile, first, blocks, rows, stride, results);
+                }
+            } else if const { S::LANES == 16 } {
                 panels::<S, L, 2, R>(s, tile, 0, blocks, rows, stride, results);
             } else if const { R == 1 } {
                 panels::<S, L, 4, R>(s, tile, 0, blocks, rows, stride, results);
@@ -178,31 +188,6 @@ unsafe fn segment<
     }
 }
 
-/// Runs the step for each group from `FROM` up to `TO`: written out where vectors are registers, a loop where
-/// they are arrays, which spares the compiler.
-///
-/// A step is a function marked `#[inline(always)]`, not a closure: those are compiled without the instructions when
-/// the compiler does not care to inline them.
-macro_rules! for_groups {
-    ($s:ident, $from:expr, $to:expr, $step:ident($group:ident, $($arg:expr),*)) => {
-        if const { $s::UNROLL } {
-            for_groups!(@ $from, $to, $step, 0 1 2 3 4 5 6 7, ($($arg),*));
-        } else {
-            for $group in $from..$to {
-                $step::<$s, L, T, R>($group, $($arg),*);
-            }
-        }
-    };
-    (@ $from:expr, $to:expr, $step:ident, $($group:literal)*, $args:tt) => { $(
-        if const { $group >= $from && $group < $to } {
-            for_groups!(# $step, $group, $args);
-        }
-    )* };
-    (# $step:ident, $group:literal, ($($arg:expr),*)) => {
-        $step::<S, L, T, R>($group, $($arg),*)
-    };
-}
-
 /// The exact sums of one sub-block, for codes of up to six bits.
 ///
 /// # Safety
@@ -246,12 +231,14 @@ unsafe fn nibbles<
                 partial[r] = [s.begin(offsets[r]); T];
             }
         }
-        for_groups!(
-            S,
-            FROM,
-            TO,
-            nibble_step(group, s, at, first, sub, x, stride, &mut sums, &mut partial, TO - 1)
-        );
+        // A loop, which the compiler unrolls when it has made the body small: written out eight times here, it
+        // would have to do that work eight times, for each of some hundred kernels.
+        let mut group = FROM;
+        while group < TO {
+            let (sums, partial) = (&mut sums, &mut partial);
+            nibble_step::<S, L, T, R>(group, s, at, first, sub, x, stride, sums, partial, TO - 1);
+            group += 1;
+        }
         for r in 0..R {
             for t in 0..T {
                 let sum = s.end(partial[r][t]);
@@ -269,10 +256,6 @@ unsafe fn nibbles<
 ///
 /// # Safety
 /// As [`segment`].
-#[allow(
-    clippy::too_many_arguments,
-    reason = "an inner step of `nibbles`, apart for the compiler's sake"
-)]
 #[inline(always)]
 unsafe fn nibble_step<S: Simd, L: Format, const T: usize, const R: usize>(
     group: usize,
@@ -333,7 +316,11 @@ unsafe fn bytes<S: Simd, L: Format, const T: usize, const R: usize>(
                 *sums = [s.shl_i(neg, S::BYTE_BIAS.trailing_zeros()); T];
             }
         }
-        for_groups!(S, 0, 8, byte_step(group, s, at, first, sub, x, stride, &mut sums));
+        let mut group = 0;
+        while group < 8 {
+            byte_step::<S, L, T, R>(group, s, at, first, sub, x, stride, &mut sums);
+            group += 1;
+        }
         sums
     }
 }
@@ -342,10 +329,6 @@ unsafe fn bytes<S: Simd, L: Format, const T: usize, const R: usize>(
 ///
 /// # Safety
 /// As [`segment`].
-#[allow(
-    clippy::too_many_arguments,
-    reason = "an inner step of `bytes`, apart for the compiler's sake"
-)]
 #[inline(always)]
 unsafe fn byte_step<S: Simd, L: Format, const T: usize, const R: usize>(
     group: usize,

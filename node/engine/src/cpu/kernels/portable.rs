@@ -1,4 +1,9 @@
 //! [`Simd`] in plain Rust: arrays of eight lanes, loops that the compiler may vectorise.
+//!
+//! Methods over bytes are not forced inline, unlike those of the other instruction sets: they need no
+//! particular instruction, and written out at every call they multiply the time to compile.
+
+#![allow(clippy::needless_range_loop, reason = "lanes, indexed alike in several arrays")]
 
 use super::simd::Simd;
 use crate::cpu::isa::Work;
@@ -66,7 +71,7 @@ unsafe fn run_with_fma<W: Work>(work: W) -> W::Output {
 impl Simd for Portable {
     const LANES: usize = LANES;
     const ROWS: usize = 1;
-    const UNROLL: bool = false;
+    const REGISTERS: bool = false;
     const DIRECT: bool = true;
     const BYTE_BIAS: i32 = 128;
     type F = F;
@@ -98,7 +103,7 @@ impl Simd for Portable {
         // SAFETY: the caller's promise.
         unsafe { to.cast::<F>().write_unaligned(x) }
     }
-    #[inline(always)]
+    #[inline]
     unsafe fn load_f16(self, from: *const u8) -> F {
         // SAFETY: the caller's promise.
         map(unsafe { from.cast::<[u16; LANES]>().read_unaligned() }, f16_to_f32)
@@ -208,7 +213,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn shl_i(self, a: I, count: u32) -> I {
-        map(a, |a| a << count)
+        map(a, |a| a.wrapping_shl(count))
     }
     #[inline(always)]
     fn to_f(self, a: I) -> F {
@@ -232,7 +237,7 @@ impl Simd for Portable {
         // SAFETY: the caller's promise.
         unsafe { from.cast::<Self::B>().read_unaligned() }
     }
-    #[inline(always)]
+    #[inline]
     unsafe fn splat_b(self, from: *const i8) -> Self::B {
         // SAFETY: the caller's promise.
         let four = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
@@ -242,15 +247,20 @@ impl Simd for Portable {
         }
         out
     }
-    #[inline(always)]
+    #[inline]
     fn shift_b(self, a: Self::B, count: i32, mask: u8) -> Self::B {
         let mut out = a;
         for byte in &mut out {
-            *byte = if count < 0 { *byte << -count } else { *byte >> count } & mask;
+            let shifted = if count < 0 {
+                byte.wrapping_shl(count.unsigned_abs())
+            } else {
+                byte.wrapping_shr(count.unsigned_abs())
+            };
+            *byte = shifted & mask;
         }
         out
     }
-    #[inline(always)]
+    #[inline]
     fn or_b(self, a: Self::B, b: Self::B) -> Self::B {
         let mut out = a;
         for i in 0..4 * LANES {
@@ -267,16 +277,14 @@ impl Simd for Portable {
     fn begin(self, a: I) -> I {
         a
     }
-    #[inline(always)]
+    #[inline]
     fn dot(self, sum: I, weights: Self::B, activations: Self::B) -> I {
-        let mut products = [0i32; 4 * LANES];
-        for i in 0..4 * LANES {
-            products[i] = i32::from(i16::from(weights[i]) * i16::from(activations[i] as i8));
-        }
         let mut out = sum;
         for lane in 0..LANES {
-            let four = &products[4 * lane..4 * lane + 4];
-            out[lane] += (four[0] + four[1]) + (four[2] + four[3]);
+            for i in 4 * lane..4 * lane + 4 {
+                let product = i32::from(weights[i]).wrapping_mul(i32::from(activations[i] as i8));
+                out[lane] = out[lane].wrapping_add(product);
+            }
         }
         out
     }

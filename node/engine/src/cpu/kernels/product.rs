@@ -317,10 +317,15 @@ impl<E: Element> Work for Floats<'_, E> {
                             2.. => rows!(2),
                             _ => rows!(1),
                         }
-                    } else {
+                    } else if const { S::REGISTERS } {
                         match end - row {
                             6.. => rows!(6),
                             2.. => rows!(2),
+                            _ => rows!(1),
+                        }
+                    } else {
+                        match end - row {
+                            4.. => rows!(4),
                             _ => rows!(1),
                         }
                     };

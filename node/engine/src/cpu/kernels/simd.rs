@@ -17,8 +17,8 @@ pub trait Simd: Copy {
     const LANES: usize;
     /// Rows of activations that one integer kernel call handles at most: what fits the registers.
     const ROWS: usize;
-    /// Whether kernels write out their inner loops.
-    const UNROLL: bool;
+    /// Whether vectors are registers: then several are worked on at a time.
+    const REGISTERS: bool;
     /// Whether [`Simd::dot`] adds to an `i32` sum directly. If not, `P` holds i16 sums, which are
     /// to be moved to `I` before they can overflow.
     const DIRECT: bool;

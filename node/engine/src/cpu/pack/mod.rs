@@ -7,7 +7,7 @@ mod ggml;
 pub(crate) mod layout;
 mod plan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tile;
 
 use candle_core::quantized::GgmlDType;

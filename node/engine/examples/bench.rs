@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use allmend_engine::{Engine, EngineError, Event, Input, LoadOptions, Request, Sampling};
+use allmend_engine::{Engine, EngineError, Event, Input, LoadOptions, Request};
 
 const PROMPT_TOKENS: usize = 512;
 const ANSWER_TOKENS: u32 = 128;
@@ -69,16 +69,7 @@ struct Run {
 }
 
 fn measure(engine: &mut Engine, prompt: &str) -> Result<Run, EngineError> {
-    let request = Request {
-        input: Input::Prompt(prompt.to_owned()),
-        max_tokens: ANSWER_TOKENS,
-        sampling: Sampling::GREEDY,
-        stop: Vec::new(),
-        forced: Vec::new(),
-        clock: 0,
-        researcher: None,
-        public_messages: 0,
-    };
+    let request = Request::new(Input::Prompt(prompt.to_owned()), ANSWER_TOKENS);
     let (begun, cpu_begun) = (Instant::now(), cpu_s());
     let mut times = Vec::new();
     engine.generate(&request, &mut |event| {

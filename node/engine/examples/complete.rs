@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use allmend_engine::{Engine, EngineError, Event, Input, LoadOptions, Request, Sampling};
+use allmend_engine::{Engine, EngineError, Event, Input, LoadOptions, Request};
 
 const USAGE: &str = "usage: complete MODEL.gguf PROMPT_TOKENS ANSWER_TOKENS";
 
@@ -46,16 +46,7 @@ fn run(
     prompt: &str,
     answer_tokens: u32,
 ) -> Result<serde_json::Value, EngineError> {
-    let request = Request {
-        input: Input::Prompt(prompt.to_owned()),
-        max_tokens: answer_tokens,
-        sampling: Sampling::GREEDY,
-        stop: Vec::new(),
-        forced: Vec::new(),
-        clock: 0,
-        researcher: None,
-        public_messages: 0,
-    };
+    let request = Request::new(Input::Prompt(prompt.to_owned()), answer_tokens);
     let begun = Instant::now();
     let (mut times, mut text) = (Vec::new(), String::new());
     engine.generate(&request, &mut |event| {

@@ -1,18 +1,19 @@
 //! What can be said about a model file from its header alone, and how much memory it will need.
 
-use std::fs::File;
 use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
-use memmap2::Mmap;
 
 use crate::error::EngineError;
-use crate::gguf::{Gguf, dtype_name};
-use crate::spec::ModelSpec;
-use crate::trunk::PREFILL_CHUNK_TOKENS;
+use crate::files::gguf::{Gguf, dtype_name};
+use crate::files::map;
+use crate::spec::{self, ModelSpec};
 
 /// Tokenizer tables, thread stacks and allocator slack; measured at about 40 MiB, rounded up.
 const FIXED_BYTES: u64 = 64 << 20;
+
+/// Rows whose activations are planned for.
+const SCRATCH_ROWS: u64 = 256;
 
 /// A model as its header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,9 +49,9 @@ impl ModelInfo {
     /// As [`crate::Engine::load`] for anything that the header alone gives away: an `Ok` here means
     /// that family, features and storage types are supported.
     pub fn read(path: &Path) -> Result<Self, EngineError> {
-        let map = map(path)?;
+        let map = map::map(path)?;
         let gguf = Gguf::parse(&map)?;
-        let spec = ModelSpec::from_gguf(&gguf)?;
+        let spec = spec::gguf::read(&gguf)?.0;
         Self::from_parts(&gguf, &spec)
     }
 
@@ -89,8 +90,7 @@ impl ModelInfo {
         let quantisation = by_type.iter().max_by_key(|(_, elements)| **elements);
         let widest = spec.mlp_width.max(spec.heads * spec.head_dim).max(spec.width) as u64;
         // A chunk's activations in the widest block, rows of logits, and one matrix expanded to F32.
-        let scratch =
-            4 * (PREFILL_CHUNK_TOKENS as u64 * widest * 8 + spec.vocab as u64 * 4 + largest);
+        let scratch = 4 * (SCRATCH_ROWS * widest * 8 + spec.vocab as u64 * 4 + largest);
         Ok(Self {
             architecture: text("general.architecture")?.unwrap_or_default(),
             name: text("general.name")?,
@@ -105,21 +105,6 @@ impl ModelInfo {
             cache_bytes_per_token: spec.cache_elements_per_token() * 4,
         })
     }
-}
-
-/// Maps a model file for reading.
-#[allow(unsafe_code)]
-pub(crate) fn map(path: &Path) -> Result<Mmap, EngineError> {
-    let io = |source| EngineError::Io { path: path.to_owned(), source };
-    // Asked before opening, which would wait for a writer if the path were a pipe.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(io(std::io::Error::other("not a regular file")));
-    }
-    let file = File::open(path).map_err(io)?;
-    // SAFETY: the mapping is read-only and private to us. Were the file truncated while mapped, reads
-    // would fault; models live in a content-addressed store whose files are never changed in place,
-    // and the engine runs in a worker process that may die alone.
-    unsafe { Mmap::map(&file) }.map_err(io)
 }
 
 /// Memory that the operating system could give without swapping, in MiB; None where it does not say.

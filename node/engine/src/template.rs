@@ -77,6 +77,17 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         clock: i64,
     ) -> Result<String, TemplateError> {
+        self.render_turns(messages, clock, true)
+    }
+
+    /// The same for leading messages of a conversation, which nobody answers yet unless
+    /// `generation_prompt`.
+    pub(crate) fn render_turns(
+        &self,
+        messages: &[ChatMessage],
+        clock: i64,
+        generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
         if messages.len() > MESSAGES_LEN_MAX {
             return Err(TemplateError::Bound("4096 messages"));
         }
@@ -94,7 +105,7 @@ impl ChatTemplate {
         let rendered = template.render_captured_to(
             context! {
                 messages => messages,
-                add_generation_prompt => true,
+                add_generation_prompt => generation_prompt,
                 bos_token => self.bos.as_str(),
                 eos_token => self.eos.as_str(),
             },

@@ -16,8 +16,8 @@ use self::pre::PreTokenizer;
 use self::spm::Spm;
 use self::vocab::{TokenKind, Vocab, strings};
 use crate::error::EngineError;
-use crate::gguf::Gguf;
-use crate::metadata::missing;
+use crate::files::gguf::Gguf;
+use crate::files::metadata::missing;
 
 /// Longest text taken for tokenising. The longest context known (1 Mi tokens) of the densest prose fits.
 pub(crate) const INPUT_BYTES_MAX: usize = 2 << 20;

@@ -70,7 +70,7 @@ impl Work for Attention<'_> {
         assert!(last < self.pages.len(), "pages of all that is seen");
         assert!(self.queries.len() >= count * stride && self.out.len() >= count * stride);
         assert!(self.scores.len() >= scores_len(count, pages));
-        let seen = Seen { attention: self, first, pages, stride };
+        let mut seen = Seen { attention: self, first, pages, stride };
         seen.run(s, count);
     }
 }
@@ -85,43 +85,105 @@ struct Seen<'a> {
     stride: usize,
 }
 
-/// Runs `$body` for groups of queries `$at..$at + $count` that fit the registers, largest first.
-macro_rules! groups {
-    ($total:expr, $sizes:tt, |$at:ident, $count:ident| $body:expr) => {{
-        let mut $at = 0;
-        while $at < $total {
-            groups!(@pick $total - $at, $sizes, $at, $count, $body);
-        }
-    }};
-    (@pick $left:expr, [$($size:literal)*], $at:ident, $count:ident, $body:expr) => {
-        $(if $left >= $size {
-            const $count: usize = $size;
-            $body;
-            $at += $size;
-            continue;
-        })*
-    };
+/// A group of queries on one page: scores, in a function of its own for each number of queries.
+struct Scores<'s, 'a, const Q: usize> {
+    seen: &'s mut Seen<'a>,
+    page: usize,
+    at: usize,
+}
+
+impl<const Q: usize> Work for Scores<'_, '_, Q> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        self.seen.scores::<S, Q>(s, self.page, self.at);
+        Q
+    }
+}
+
+/// A group of queries on one page: weighted values.
+struct Values<'s, 'a, const Q: usize> {
+    seen: &'s mut Seen<'a>,
+    page: usize,
+    at: usize,
+}
+
+impl<const Q: usize> Work for Values<'_, '_, Q> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        self.seen.values::<S, Q>(s, self.page, self.at);
+        Q
+    }
+}
+
+/// The softmax of one query.
+struct Softmax<'s, 'a> {
+    seen: &'s mut Seen<'a>,
+    query: usize,
+}
+
+impl Work for Softmax<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.seen.softmax(s, self.query);
+    }
 }
 
 impl Seen<'_> {
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S, count: usize) {
+    fn run<S: Simd>(&mut self, s: S, count: usize) {
+        // Groups of as many queries as fit the registers; the branches of other instruction sets are not even
+        // compiled.
         for page in 0..self.pages {
-            if S::LANES == LANES {
-                groups!(count, [8 4 3 2 1], |at, Q| self.scores::<S, Q>(s, page, at));
-            } else {
-                groups!(count, [3 2 1], |at, Q| self.scores::<S, Q>(s, page, at));
+            let mut at = 0;
+            while at < count {
+                macro_rules! take {
+                    ($count:literal) => {
+                        s.run(Scores::<$count> { seen: self, page, at })
+                    };
+                }
+                at += if const { S::LANES == LANES } {
+                    match count - at {
+                        8.. => take!(8),
+                        4.. => take!(4),
+                        3.. => take!(3),
+                        _ => take!(1),
+                    }
+                } else if const { S::ROWS > 1 } {
+                    if count - at >= 3 { take!(3) } else { take!(1) }
+                } else {
+                    take!(1)
+                };
             }
         }
         for query in 0..count {
-            self.softmax(s, query);
+            s.run(Softmax { seen: self, query });
         }
         self.attention.out[..count * self.stride].fill(0.0);
         for page in 0..self.pages {
-            if S::LANES == LANES {
-                groups!(count, [4 3 2 1], |at, Q| self.values::<S, Q>(s, page, at));
-            } else {
-                groups!(count, [2 1], |at, Q| self.values::<S, Q>(s, page, at));
+            let mut at = 0;
+            while at < count {
+                macro_rules! take {
+                    ($count:literal) => {
+                        s.run(Values::<$count> { seen: self, page, at })
+                    };
+                }
+                at += if const { S::LANES == LANES } {
+                    match count - at {
+                        4.. => take!(4),
+                        3.. => take!(3),
+                        _ => take!(1),
+                    }
+                } else if const { S::ROWS > 1 } {
+                    if count - at >= 2 { take!(2) } else { take!(1) }
+                } else {
+                    take!(1)
+                };
             }
         }
         for query in 0..count {
@@ -233,10 +295,6 @@ impl Seen<'_> {
                     left if left >= 4 * S::LANES => {
                         self.columns::<S, Q, 4>(s, page, at, first..end, column);
                         column += 4 * S::LANES;
-                    }
-                    left if left >= 2 * S::LANES => {
-                        self.columns::<S, Q, 2>(s, page, at, first..end, column);
-                        column += 2 * S::LANES;
                     }
                     _ => {
                         self.columns::<S, Q, 1>(s, page, at, first..end, column);

@@ -11,3 +11,17 @@ pub mod isa;
 pub mod kernels;
 pub mod math;
 pub mod pack;
+
+mod attend;
+mod attention;
+pub(crate) mod forward;
+mod lanes;
+mod lowrank;
+mod norm;
+mod pages;
+mod pass;
+mod plan;
+mod rope;
+mod shared;
+mod team;
+mod weights;

@@ -7,8 +7,8 @@ use std::collections::BinaryHeap;
 
 use super::vocab::{TokenKind, Vocab};
 use crate::error::EngineError;
-use crate::gguf::{Gguf, Value};
-use crate::metadata::missing;
+use crate::files::gguf::{Gguf, Value};
+use crate::files::metadata::missing;
 
 /// SentencePiece's visible blank.
 const BLANK: &str = "\u{2581}";

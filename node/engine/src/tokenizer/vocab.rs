@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use crate::error::EngineError;
-use crate::gguf::{Gguf, Value};
-use crate::metadata::missing;
+use crate::files::gguf::{Gguf, Value};
+use crate::files::metadata::missing;
 
 /// The longest published tokens are runs of some 500 blanks.
 const TOKEN_BYTES_MAX: usize = 4_096;

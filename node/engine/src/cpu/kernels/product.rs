@@ -35,6 +35,9 @@ pub enum Then {
     /// The activation function of the first half times the second half is stored, for matrices
     /// packed as [`Order::Gated`]. The output is half as wide.
     Gate(Activation),
+    /// They are stored as they are packed, for matrices packed as [`Order::Gated`]: sixteen of the first half, then
+    /// sixteen of the second. The output is as wide as all tiles together.
+    Alternate,
 }
 
 /// Where results go: rows of f32, which several threads may write at once, each its own columns.
@@ -83,7 +86,7 @@ pub struct Product<'a> {
     pub bias: Option<&'a [f32]>,
     /// What becomes of the results.
     pub then: Then,
-    /// (rows, outputs), or (rows, outputs / 2) with [`Then::Gate`].
+    /// (rows, outputs), or (rows, outputs / 2) with [`Then::Gate`], or (rows, 32 tiles) with [`Then::Alternate`].
     pub output: Output<'a>,
 }
 
@@ -147,9 +150,13 @@ impl Product<'_> {
             _ => panic!("the input is not {:?}", weights.input()),
         };
         assert!(long_enough, "the input has less than {} rows of {columns}", self.rows);
-        let gated = matches!(self.then, Then::Gate(_));
+        let gated = matches!(self.then, Then::Gate(_) | Then::Alternate);
         assert_eq!(gated, weights.order() == Order::Gated, "gated weights and only they are gated");
-        let width = weights.rows() / (1 + usize::from(gated));
+        let width = match self.then {
+            Then::Gate(_) => weights.rows() / 2,
+            Then::Alternate => weights.tiles() * TILE_ROWS,
+            _ => weights.rows(),
+        };
         let stride = self.output.stride;
         let needed = self.rows.saturating_sub(1).checked_mul(stride).map(|all| all + width);
         assert!(stride >= width, "rows of {stride} for {width} outputs");
@@ -358,18 +365,26 @@ impl Work for Finish<'_> {
         let Product { ref output, bias, then, weights, .. } = *part.product;
         let gate = match then {
             Then::Gate(_) => true,
-            Then::Store | Then::Add | Then::Activate(_) => false,
+            Then::Store | Then::Add | Then::Activate(_) | Then::Alternate => false,
         };
         let width = if gate { HALF_ROWS } else { TILE_ROWS };
         let column = segment.first_row + tile * width;
-        let end = if gate { weights.rows() / 2 } else { segment.first_row + segment.rows };
-        let count = width.min(end - column);
+        let count = match then {
+            Then::Gate(_) => width.min(weights.rows() / 2 - column),
+            // Rows that only fill the last tile are zeros, and stored as such.
+            Then::Alternate => width,
+            _ => width.min(segment.first_row + segment.rows - column),
+        };
         let mut biases = [0.0; TILE_ROWS];
         if let Some(bias) = bias {
-            biases[..count].copy_from_slice(&bias[column..column + count]);
-            if gate {
-                let second = weights.rows() / 2 + column;
-                biases[HALF_ROWS..][..count].copy_from_slice(&bias[second..second + count]);
+            if weights.order() == Order::Gated {
+                let (gates, ups) = bias.split_at(weights.rows() / 2);
+                let first = tile * HALF_ROWS;
+                let count = HALF_ROWS.min(gates.len() - first);
+                biases[..count].copy_from_slice(&gates[first..first + count]);
+                biases[HALF_ROWS..][..count].copy_from_slice(&ups[first..first + count]);
+            } else {
+                biases[..count].copy_from_slice(&bias[column..column + count]);
             }
         }
         for (r, results) in results.iter().enumerate() {

@@ -95,6 +95,12 @@ impl Adapters {
         self.known.retain(|(adapter, _)| adapter.strong_count() > 0);
     }
 
+    /// How many are known.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
+    }
+
     /// The packed form.
     ///
     /// # Errors

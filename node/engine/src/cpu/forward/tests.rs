@@ -34,8 +34,17 @@ fn fixture(family: &str) -> std::path::PathBuf {
 }
 
 fn decoder(path: &Path, threads: usize, isa: Isa) -> CpuDecoder {
+    decoder_with(path, threads, isa, 64, 256)
+}
+pub(super) fn decoder_with(
+    path: &Path,
+    threads: usize,
+    isa: Isa,
+    pages: usize,
+    rows: usize,
+) -> CpuDecoder {
     let checkpoint = Checkpoint::open(path).unwrap();
-    CpuDecoder::new(&checkpoint, threads, isa, 64, 256).unwrap()
+    CpuDecoder::new(&checkpoint, threads, isa, pages, rows).unwrap()
 }
 
 /// Sequences on their way through a decoder, with pages that are scattered over its memory.
@@ -200,6 +209,77 @@ fn bits_depend_on_neither_threads_nor_instructions() {
     }
 }
 
+/// Goal: base and adapter together give what PEFT gives.
+#[test]
+fn adapters_agree_with_the_reference() {
+    let mut families = 0;
+    for family in FAMILIES {
+        let path = fixture(family);
+        if !path.join("lora").exists() {
+            continue;
+        }
+        families += 1;
+        let load = |name| candle_core::safetensors::load(path.join(name), &Device::Cpu).unwrap();
+        let ids = rows::<i64>(&load("expected.safetensors")["ids"]);
+        let expected = &load("lora/expected.safetensors")["logits"];
+        let mut decoder = decoder(&path, 2, Isa::detect());
+        let adapter =
+            crate::adapter::Adapter::read(&path.join("lora/start"), decoder.spec()).unwrap();
+        let adapter = Arc::new(adapter);
+        for (index, ids) in ids.iter().enumerate() {
+            let ids: Vec<u32> = ids.iter().map(|id| *id as u32).collect();
+            let reference: Vec<Vec<f32>> = rows(&expected.get(index).unwrap());
+            let mut run = Run::new(&mut decoder, std::slice::from_ref(&ids));
+            run.adapters[0] = Some(Arc::clone(&adapter));
+            let error = difference(&run.chunked(ids.len()), &reference);
+            println!("{family} {index} adapted: {error:e}");
+            assert!(error <= 1e-4, "{family} {index}: {error:e}");
+        }
+    }
+    assert_eq!(families, 7);
+}
+
+/// Goal: sequences with and without adapters share batches and get, bit for bit, what they get alone; the adapter
+/// does change something, and is forgotten when nobody holds it.
+#[test]
+fn adapters_of_some_sequences_leave_the_others_alone() {
+    for family in ["llama", "gemma3", "olmo2", "gpt2"] {
+        let path = fixture(family);
+        let mut decoder = decoder(&path, 2, Isa::detect());
+        let adapter =
+            crate::adapter::Adapter::read(&path.join("lora/start"), decoder.spec()).unwrap();
+        let adapter = Arc::new(adapter);
+        let texts = strangers(decoder.spec().vocab);
+        let mut alone = |text: &Vec<u32>, adapted: bool, chunk: usize| {
+            let mut run = Run::new(&mut decoder, std::slice::from_ref(text));
+            run.adapters[0] = adapted.then(|| Arc::clone(&adapter));
+            run.chunked(chunk)
+        };
+        let expected = [
+            alone(&texts[0], true, 33),
+            alone(&texts[1], false, 1),
+            alone(&texts[2], false, 50),
+            alone(&texts[2], true, 50),
+        ];
+        assert!(
+            difference(&expected[2], &expected[3]) > 1e-3,
+            "{family}: the adapter does nothing"
+        );
+        for chunk in [1, 7] {
+            assert!(alone(&texts[0], true, chunk) == expected[0], "{family}: chunks of {chunk}");
+        }
+        let four = [&texts[..], &texts[2..]].concat();
+        let mut run = Run::new(&mut decoder, &four);
+        run.adapters[0] = Some(Arc::clone(&adapter));
+        run.adapters[3] = Some(Arc::clone(&adapter));
+        assert!(run.together() == expected, "{family}: together");
+        assert_eq!(decoder.adapters.len(), 1);
+        drop(adapter);
+        Run::new(&mut decoder, &texts[..1]).chunked(33);
+        assert_eq!(decoder.adapters.len(), 0, "{family}: forgotten when nobody holds it");
+    }
+}
+
 /// A llama of 64 dimensions with random weights, as a GGUF file of the given type.
 fn quantised(dtype: GgmlDType, path: &Path) {
     let mut state = 1u32;
@@ -264,7 +344,7 @@ fn quantised(dtype: GgmlDType, path: &Path) {
 fn quantised_models_are_as_invariant() {
     use GgmlDType::*;
     let dir = tempfile::tempdir().unwrap();
-    for dtype in [F16, Q4_0, Q4_1, Q8_0, Q6K] {
+    for dtype in [F16, Q4_0, Q4_1, Q8_0, Q4K, Q6K] {
         let path = dir.path().join(format!("{dtype:?}.gguf"));
         quantised(dtype, &path);
         let ids: Vec<u32> = (0..60).map(|i| (i * 7 % 90) as u32).collect();

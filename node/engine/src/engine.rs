@@ -75,7 +75,8 @@ impl Words for Tokenizer {
 }
 
 impl Engine {
-    /// Loads a GGUF file. The file is mapped while its weights are copied and not used afterwards.
+    /// Loads a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`. The files are
+    /// mapped while their weights are copied and not used afterwards.
     ///
     /// # Errors
     /// Everything that can be wrong with a model file, in words; [`EngineError::Memory`] with numbers
@@ -83,21 +84,20 @@ impl Engine {
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
         check_threads(options.threads)?;
         let checkpoint = Checkpoint::open(path)?;
-        let Some(gguf) = checkpoint.gguf() else {
-            return Err(EngineError::UnsupportedFeature {
-                key: path.display().to_string(),
-                value: "a folder".to_owned(),
-                reason: "generating needs the tokenizer of a GGUF file",
-            });
-        };
-        let info = ModelInfo::from_parts(&gguf, checkpoint.spec())?;
+        let info = ModelInfo::of(&checkpoint)?;
         let context_tokens =
             options.context_tokens.map_or(info.context_tokens, |cap| cap.min(info.context_tokens));
         let cache_tokens = plan_cache(&info, context_tokens, options)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let template = match gguf.string("tokenizer.chat_template")? {
+        let (tokenizer, template) = match checkpoint.gguf() {
+            Some(gguf) => {
+                let template = gguf.string("tokenizer.chat_template")?.map(str::to_owned);
+                (Tokenizer::from_gguf(&gguf)?, template)
+            }
+            None => Tokenizer::from_folder(path)?,
+        };
+        let template = match template {
             Some(source) => {
-                ChatTemplate::compile(source, tokenizer.bos_text(), tokenizer.eos_text())
+                ChatTemplate::compile(&source, tokenizer.bos_text(), tokenizer.eos_text())
             }
             None => Err(TemplateError::Missing),
         };
@@ -330,7 +330,7 @@ impl Engine {
         };
         let (Ok(template), 1..) = (&self.template, public) else { return Ok(0) };
         // A template may refuse half a conversation; then nothing of it is known to be public.
-        let Ok(text) = template.render_turns(leading, request.clock, false) else { return Ok(0) };
+        let Ok(text) = template.render(leading, request.clock, false) else { return Ok(0) };
         let tokens = self.tokenizer.encode_prompt(&text)?;
         Ok(tokens.iter().zip(prompt).take_while(|(one, other)| one == other).count())
     }
@@ -349,7 +349,9 @@ impl Engine {
         match input {
             Input::Prompt(text) => self.tokenizer.encode_prompt(text),
             Input::Chat(messages) => match &self.template {
-                Ok(template) => self.tokenizer.encode_prompt(&template.render(messages, clock)?),
+                Ok(template) => {
+                    self.tokenizer.encode_prompt(&template.render(messages, clock, true)?)
+                }
                 Err(error) => Err(error.clone().into()),
             },
         }

@@ -24,8 +24,11 @@ mod error;
 // The decoders take over piece by piece; until they have, some of this has no caller.
 #[allow(dead_code, reason = "read by the decoders to come")]
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod info;
 pub mod parity;
+mod probe;
 mod request;
 mod sampling;
 mod serve;
@@ -45,6 +48,7 @@ pub use crate::error::{EngineError, Fault, TemplateError};
 pub use crate::files::gguf::GgufError;
 pub use crate::files::safetensors::SafetensorsError;
 pub use crate::info::ModelInfo;
+pub use crate::probe::{GpuProbe, ProbeError, built_with_cuda, probe_gpu};
 pub use crate::request::{
     Completion, Event, Finish, Input, Likelihood, Logprobs, PromptToken, Request, Ticket, Timings,
     Token, Usage,

@@ -7,10 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
-
 use crate::adapter::Adapter;
-use crate::candle::CandleDecoder;
+use crate::compute::Compute;
 use crate::decoder::{Output, PAGE_TOKENS};
 use crate::error::{EngineError, TemplateError};
 use crate::files::checkpoint::Checkpoint;
@@ -24,9 +22,11 @@ use crate::tokenizer::Tokenizer;
 /// What a caller decides about loading.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads that must be in use. They are counted once per process, from the environment variable
-    /// [`crate::THREADS_ENV`], which whoever starts the process sets; this only checks that it took.
-    /// None accepts what there is.
+    /// How to compute.
+    pub compute: Compute,
+    /// Threads to compute with, by default as many as processors may be used. Candle
+    /// ([`Compute::Candle`] and the like) counts its own once per process, from the environment variable
+    /// [`crate::THREADS_ENV`], which whoever starts the process sets; then this only checks that it took.
     pub threads: Option<NonZeroUsize>,
     /// Longest sequence to serve, prompt and answer together; at most, and by default, the model's own.
     pub context_tokens: Option<u32>,
@@ -82,7 +82,6 @@ impl Engine {
     /// Everything that can be wrong with a model file, in words; [`EngineError::Memory`] with numbers
     /// before any weight is copied; [`EngineError::Threads`] when the thread count is not the wanted one.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
-        check_threads(options.threads)?;
         let checkpoint = Checkpoint::open(path)?;
         let info = ModelInfo::of(&checkpoint)?;
         let context_tokens =
@@ -102,7 +101,7 @@ impl Engine {
             None => Err(TemplateError::Missing),
         };
         let pages = (cache_tokens as usize).div_ceil(PAGE_TOKENS);
-        let decoder = Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?);
+        let decoder = options.compute.load(&checkpoint, options.threads, pages)?;
         let mut serve = options.serve;
         if let Some(slots) = options.slots {
             serve.sequences_max = slots.get();
@@ -136,6 +135,24 @@ impl Engine {
     /// What serving has done and is doing.
     pub fn stats(&self) -> Stats {
         self.server.stats()
+    }
+
+    /// Loads an adapter in PEFT's format from its folder; requests then name it by `digest`, which must
+    /// stand for its contents: cached pages are known by it too. One that is loaded already stays.
+    ///
+    /// # Errors
+    /// When it is damaged, or was made for another model.
+    pub fn load_adapter(&mut self, digest: [u8; 32], folder: &Path) -> Result<(), EngineError> {
+        if !self.adapters.contains_key(&digest) {
+            let adapter = Adapter::read(folder, self.server.decoder().spec())?;
+            self.adapters.insert(digest, Arc::new(adapter));
+        }
+        Ok(())
+    }
+
+    /// Forgets an adapter; requests that were submitted keep it until they end.
+    pub fn unload_adapter(&mut self, digest: &[u8; 32]) {
+        self.adapters.remove(digest);
     }
 
     /// Number of tokens that an input takes, as [`Engine::generate`] will count them.
@@ -355,16 +372,6 @@ impl Engine {
                 Err(error) => Err(error.clone().into()),
             },
         }
-    }
-}
-
-fn check_threads(wanted: Option<NonZeroUsize>) -> Result<(), EngineError> {
-    let effective = candle_core::utils::get_num_threads();
-    match wanted {
-        Some(wanted) if wanted.get() != effective => {
-            Err(EngineError::Threads { wanted: wanted.get(), effective })
-        }
-        _ => Ok(()),
     }
 }
 

@@ -210,6 +210,29 @@ fn log_probabilities_are_the_models() {
     assert!(plain.tokens.iter().map(|token| token.id).eq(ids[16..].iter().copied()));
 }
 
+/// Goal: an adapter changes the answers of the requests that name it and no others, in one batch.
+#[test]
+fn adapters_apply_to_their_own_requests() {
+    let mut engine = engine();
+    let folder = support::fixture("llama/lora/start");
+    engine.load_adapter([5; 32], &folder).unwrap();
+    let plain = Request { researcher: ANNA, ..prompt("Once upon a time", 30) };
+    let tuned = Request { adapter: Some([5; 32]), ..plain.clone() };
+    let expected = [alone(&mut engine, &plain), alone(&mut engine, &tuned)];
+    assert_ne!(expected[0].tokens, expected[1].tokens);
+    let mut events = Vec::new();
+    let tickets = [plain, tuned.clone()].map(|request| engine.submit(request).unwrap());
+    while engine.step(&mut events).unwrap() {}
+    for (ticket, expected) in tickets.iter().zip(&expected) {
+        let mut got = Answer::default();
+        let own = events.iter().filter(|(of, _)| of == ticket);
+        own.for_each(|(_, event)| got.take(event));
+        assert_eq!(got.tokens, expected.tokens);
+    }
+    engine.unload_adapter(&[5; 32]);
+    assert_eq!(engine.submit(tuned).unwrap_err().fault(), Fault::Request);
+}
+
 #[test]
 fn requests_are_cancelled_one_by_one() {
     let mut engine = engine();

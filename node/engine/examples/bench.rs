@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release -p allmend-engine --example bench -- MODEL [--task all|single|batch]
 //!     [--prompt-tokens N] [--answer-tokens N] [--batches 1,4,16,32] [--runs N] [--threads N]
-//!     [--isa portable|avx2|avx512] [--prompts FILE] [--json]
+//!     [--isa portable|avx2|avx512] [--prompts FILE] [--drafts] [--json]
 //! ```
 //! `single`: one sequence, greedy, no drafts: loading, the first request's time to its first token, then the
 //! medians of later runs' prefill and decode rates, and the answers' ids. `batch`: with each number of sequences
@@ -13,7 +13,7 @@
 //! Times in milliseconds, rates in tokens per second, memory in MiB: the most that was resident at any time.
 //! Each figure comes from a process of its own, so that none is charged for another one's memory.
 //! `--prompts`: a JSON object from lengths to lists of `{"text": …}`, such as `testnet/interop` writes; by default
-//! words in a random order. No prompt comes twice.
+//! words in a random order. No prompt comes twice. `--drafts`: with prompt-lookup drafts, which are off otherwise.
 
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use allmend_engine::{
     Completion, Engine, EngineError, Event, Input, LoadOptions, NUMERICS_VERSION, Request,
-    THREADS_ENV, Ticket,
+    ServeOptions, THREADS_ENV, Ticket,
 };
 use serde_json::{Value, json};
 
@@ -65,6 +65,7 @@ struct Options {
     threads: NonZeroUsize,
     isa: Option<String>,
     prompts: Option<PathBuf>,
+    drafts: bool,
     /// Whether this process is the one that computes.
     here: bool,
 }
@@ -81,6 +82,7 @@ impl Options {
             threads: std::thread::available_parallelism()?,
             isa: None,
             prompts: None,
+            drafts: false,
             here: false,
         };
         while let Some(argument) = arguments.next() {
@@ -104,6 +106,7 @@ impl Options {
                 "--threads" => options.threads = value()?.parse()?,
                 "--isa" => options.isa = Some(value()?),
                 "--prompts" => options.prompts = Some(value()?.into()),
+                "--drafts" => options.drafts = true,
                 // There is no other form; the flag says that a caller relies on it.
                 "--json" => {}
                 "--here" => options.here = true,
@@ -121,10 +124,24 @@ impl Options {
     }
 
     fn load(&self, sequences: usize) -> Result<(Engine, f64), Failure> {
+        let context_tokens = u32::try_from(self.prompt_tokens)? + self.answer_tokens;
         let wanted = LoadOptions {
             threads: Some(self.threads),
-            context_tokens: Some(u32::try_from(self.prompt_tokens)? + self.answer_tokens),
+            context_tokens: Some(context_tokens),
+            // A cache for these sequences and no more; whole pages each.
+            cache_tokens: Some(context_tokens.next_multiple_of(16) * u32::try_from(sequences)?),
             slots: NonZeroUsize::new(sequences),
+            serve: ServeOptions {
+                sequences_max: sequences,
+                // Guesses would make repetitive answers look fast, and known prompts every prompt.
+                draft_rows_max: if self.drafts {
+                    ServeOptions::default().draft_rows_max
+                } else {
+                    0
+                },
+                prefix_cache: false,
+                ..ServeOptions::default()
+            },
             ..LoadOptions::default()
         };
         if let Some(isa) = &self.isa {
@@ -167,6 +184,9 @@ fn elsewhere(options: &Options, task: Task, sequences: Option<usize>) -> Result<
     command.args(["--threads", &options.threads.to_string()]);
     command.args(sequences.iter().flat_map(|n| ["--batches".to_owned(), n.to_string()]));
     command.args(options.isa.iter().flat_map(|isa| ["--isa", isa]));
+    if options.drafts {
+        command.arg("--drafts");
+    }
     if let Some(prompts) = &options.prompts {
         command.arg("--prompts").arg(prompts);
     }

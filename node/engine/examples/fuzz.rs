@@ -16,6 +16,8 @@ mod counting;
 #[path = "../tests/support/gguf_writer.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod gguf_writer;
+#[path = "fuzz/grammar.rs"]
+mod grammar;
 #[path = "fuzz/mutate.rs"]
 mod mutate;
 #[path = "fuzz/random.rs"]

@@ -17,6 +17,8 @@
 #[allow(dead_code, reason = "loading one by name is still to be offered")]
 mod adapter;
 mod candle;
+#[doc(hidden)]
+pub mod cpu;
 mod decoder;
 mod embed;
 mod engine;

@@ -71,7 +71,8 @@ impl Model {
     }
 
     /// Logits after every token of every sequence. All sequences are computed together, `chunk` tokens
-    /// of each at a time, so that long ones go on alone when short ones have ended.
+    /// of each at a time, so that long ones go on alone when short ones have ended. An encoder computes
+    /// whole sequences, whatever `chunk` is.
     ///
     /// # Shapes
     /// Returns, per sequence, a row of vocabulary length per token.
@@ -91,12 +92,21 @@ impl Model {
         let vocab = self.decoder.spec().vocab;
         let mut logits: Vec<Vec<Vec<f32>>> = vec![Vec::new(); sequences.len()];
         let (mut rows, mut out) = (Vec::new(), Vec::new());
-        let room = self.decoder.rows_max();
+        let (room, whole) = (self.decoder.rows_max(), self.bidirectional());
+        if whole && sequences.iter().any(|tokens| tokens.len() > room) {
+            let problem = format!("a sequence is longer than {room} tokens");
+            return Err(EngineError::InvalidRequest(problem));
+        }
         loop {
             rows.clear();
             for (sequence, tokens) in sequences.iter().enumerate() {
                 let done = logits[sequence].len();
-                let len = chunk.get().min(tokens.len() - done).min(room - rows.len());
+                let left = tokens.len() - done;
+                let len = match whole {
+                    true if left > room - rows.len() => 0,
+                    true => left,
+                    false => chunk.get().min(left).min(room - rows.len()),
+                };
                 rows.extend(
                     tokens[done..done + len].iter().zip(done..).map(|(&token, position)| Row {
                         sequence,

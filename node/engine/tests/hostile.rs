@@ -107,6 +107,8 @@ fn errors_name_what_is_wrong() {
         (good().u32("llama.embedding_length", 64), "has shape"),
         (good().u32("llama.feed_forward_length", 32), "has shape"),
         (good().u32("llama.expert_count", 8), "mixture of experts"),
+        (good().f32("llama.attention.clamp_kqv", 8.0), "does not know what the key changes"),
+        (good().u32("llama.rope.dimension_count", 3), "cannot be rotated in pairs"),
         (good().u32("llama.rope.dimension_count", 10), "cannot be rotated in pairs"),
         (good().string("llama.rope.scaling.type", "yarn"), "yarn"),
         (good().f32("llama.rope.freq_base", f32::NAN), "should be a finite number"),

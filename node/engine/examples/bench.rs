@@ -24,8 +24,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use allmend_engine::{
-    Completion, Engine, EngineError, Event, Input, LoadOptions, NUMERICS_VERSION, Request,
-    ServeOptions, THREADS_ENV, Ticket,
+    Completion, Compute, Engine, EngineError, Event, Input, Isa, LoadOptions, NUMERICS_VERSION,
+    Request, ServeOptions, THREADS_ENV, Ticket,
 };
 use serde_json::{Value, json};
 
@@ -63,7 +63,7 @@ struct Options {
     batches: Vec<usize>,
     runs: usize,
     threads: NonZeroUsize,
-    isa: Option<String>,
+    isa: Option<Isa>,
     prompts: Option<PathBuf>,
     drafts: bool,
     /// Whether this process is the one that computes.
@@ -104,7 +104,7 @@ impl Options {
                 }
                 "--runs" => options.runs = value()?.parse()?,
                 "--threads" => options.threads = value()?.parse()?,
-                "--isa" => options.isa = Some(value()?),
+                "--isa" => options.isa = Some(isa(&value()?)?),
                 "--prompts" => options.prompts = Some(value()?.into()),
                 "--drafts" => options.drafts = true,
                 // There is no other form; the flag says that a caller relies on it.
@@ -142,11 +142,9 @@ impl Options {
                 prefix_cache: false,
                 ..ServeOptions::default()
             },
+            compute: Compute::Fused(self.isa),
             ..LoadOptions::default()
         };
-        if let Some(isa) = &self.isa {
-            return Err(format!("this engine does not choose its instructions ({isa})").into());
-        }
         let begun = Instant::now();
         let engine = Engine::load(&self.model, &wanted)?;
         Ok((engine, ms(begun)))
@@ -155,6 +153,15 @@ impl Options {
     fn request(&self, prompt: &str) -> Request {
         Request::new(Input::Prompt(prompt.to_owned()), self.answer_tokens)
     }
+}
+
+/// A set of instructions by its name.
+fn isa(name: &str) -> Result<Isa, Failure> {
+    let mut known = Isa::available();
+    known.find(|isa| isa.name() == name).ok_or_else(|| {
+        let known: Vec<_> = Isa::available().map(Isa::name).collect();
+        format!("{name} is not among {}", known.join(", ")).into()
+    })
 }
 
 /// Both tasks, put together.
@@ -183,7 +190,7 @@ fn elsewhere(options: &Options, task: Task, sequences: Option<usize>) -> Result<
     command.args(["--runs", &options.runs.to_string()]);
     command.args(["--threads", &options.threads.to_string()]);
     command.args(sequences.iter().flat_map(|n| ["--batches".to_owned(), n.to_string()]));
-    command.args(options.isa.iter().flat_map(|isa| ["--isa", isa]));
+    command.args(options.isa.iter().flat_map(|isa| ["--isa", isa.name()]));
     if options.drafts {
         command.arg("--drafts");
     }
@@ -258,7 +265,7 @@ fn about(options: &Options, engine: &Engine) -> Value {
         "model": engine.info().name,
         "quantisation": engine.info().quantisation,
         "numerics": NUMERICS_VERSION,
-        "isa": options.isa,
+        "isa": Compute::Fused(options.isa).name(),
         "threads": options.threads,
         "prompt_tokens": options.prompt_tokens,
         "answer_tokens": options.answer_tokens,

@@ -7,10 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
-
 use crate::adapter::Adapter;
-use crate::candle::CandleDecoder;
+use crate::compute::Compute;
 use crate::decoder::{Output, PAGE_TOKENS};
 use crate::embed;
 use crate::error::{EngineError, TemplateError};
@@ -26,9 +24,11 @@ use crate::tokenizer::Tokenizer;
 /// What a caller decides about loading.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads that must be in use. They are counted once per process, from the environment variable
-    /// [`crate::THREADS_ENV`], which whoever starts the process sets; this only checks that it took.
-    /// None accepts what there is.
+    /// How to compute.
+    pub compute: Compute,
+    /// Threads to compute with, by default as many as processors may be used. Candle
+    /// ([`Compute::Candle`] and the like) counts its own once per process, from the environment variable
+    /// [`crate::THREADS_ENV`], which whoever starts the process sets; then this only checks that it took.
     pub threads: Option<NonZeroUsize>,
     /// Longest sequence to serve, prompt and answer together; at most, and by default, the model's own.
     pub context_tokens: Option<u32>,
@@ -89,7 +89,6 @@ impl Engine {
     /// Everything that can be wrong with a model file, in words; [`EngineError::Memory`] with numbers
     /// before any weight is copied; [`EngineError::Threads`] when the thread count is not the wanted one.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
-        check_threads(options.threads)?;
         let checkpoint = Checkpoint::open(path)?;
         let info = ModelInfo::of(&checkpoint)?;
         let context_tokens =
@@ -109,7 +108,7 @@ impl Engine {
             None => Err(TemplateError::Missing),
         };
         let pages = (cache_tokens as usize).div_ceil(PAGE_TOKENS);
-        let decoder = Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?);
+        let decoder = options.compute.load(&checkpoint, options.threads, pages)?;
         let mut serve = options.serve;
         if let Some(slots) = options.slots {
             serve.sequences_max = slots.get();
@@ -406,16 +405,6 @@ impl Engine {
                 Err(error) => Err(error.clone().into()),
             },
         }
-    }
-}
-
-fn check_threads(wanted: Option<NonZeroUsize>) -> Result<(), EngineError> {
-    let effective = candle_core::utils::get_num_threads();
-    match wanted {
-        Some(wanted) if wanted.get() != effective => {
-            Err(EngineError::Threads { wanted: wanted.get(), effective })
-        }
-        _ => Ok(()),
     }
 }
 

@@ -112,10 +112,7 @@ impl Pass<'_> {
             pages: self.plan.batch.sequences[span.sequence].pages,
             layer: index,
             head: kv_head,
-            scoring: Scoring {
-                scale: spec.attention.scale,
-                soft_cap: spec.attention.soft_cap,
-            },
+            scoring: Scoring { scale: spec.attention.scale, soft_cap: spec.attention.soft_cap },
             sights: &sights,
             queries: &scratch.queries,
             scores: &mut scratch.scores,

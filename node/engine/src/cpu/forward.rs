@@ -152,7 +152,10 @@ impl CpuDecoder {
     }
 
     /// The adapters of the batch's sequences.
-    fn adapters(&mut self, batch: &Batch<'_>) -> Result<Vec<Option<Arc<PackedAdapter>>>, EngineError> {
+    fn adapters(
+        &mut self,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<Option<Arc<PackedAdapter>>>, EngineError> {
         self.adapters.sweep();
         let mut packed = |adapter| {
             self.adapters.packed(adapter).map_err(|error| {

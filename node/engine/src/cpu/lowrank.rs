@@ -99,7 +99,10 @@ impl Adapters {
     ///
     /// # Errors
     /// When memory is refused or shapes contradict each other.
-    pub(crate) fn packed(&mut self, adapter: &Arc<Adapter>) -> Result<Arc<PackedAdapter>, PackError> {
+    pub(crate) fn packed(
+        &mut self,
+        adapter: &Arc<Adapter>,
+    ) -> Result<Arc<PackedAdapter>, PackError> {
         let known = self.known.iter().find(|(known, _)| known.as_ptr() == Arc::as_ptr(adapter));
         if let Some((_, packed)) = known {
             return Ok(Arc::clone(packed));

@@ -141,10 +141,7 @@ impl Pass<'_> {
             let next = match self.spec.placement {
                 // The MLP reads what attention has read.
                 Placement::Parallel => None,
-                _ => Some(Next {
-                    norm: layer.mlp_norm.as_ref(),
-                    quantised: layer.up.quantised(),
-                }),
+                _ => Some(Next { norm: layer.mlp_norm.as_ref(), quantised: layer.up.quantised() }),
             };
             self.settle(member, self.update(layer.attention_out_norm.as_ref()), next);
             self.mlp(member, index, layer);
@@ -160,9 +157,7 @@ impl Pass<'_> {
     fn update<'n>(&self, norm: Option<&'n Norm>) -> Update<'n> {
         match norm {
             None => Update::Nothing,
-            Some(norm) if self.spec.placement == Placement::AfterSum => {
-                Update::Normalise(norm)
-            }
+            Some(norm) if self.spec.placement == Placement::AfterSum => Update::Normalise(norm),
             Some(norm) => Update::AddNormed(norm),
         }
     }
@@ -228,8 +223,7 @@ impl Pass<'_> {
             let activation = layer.activation;
             self.each_row(member, rows, |row| {
                 // SAFETY: the phase: `raw` is only read, and this is this unit's row of `hidden`.
-                let (raw, out) =
-                    unsafe { (stage.raw.row(row), stage.hidden.floats.row_mut(row)) };
+                let (raw, out) = unsafe { (stage.raw.row(row), stage.hidden.floats.row_mut(row)) };
                 self.isa.run(Activate { activation, gated: self.spec.gated, raw, out });
             });
             member.barrier();
@@ -246,9 +240,7 @@ impl Pass<'_> {
     /// What becomes of the outputs of attention and MLP.
     fn residual(&self) -> (Then, &Shared<'_, f32>) {
         match self.spec.placement {
-            Placement::After | Placement::Both => {
-                (Then::Store, &self.stage.y)
-            }
+            Placement::After | Placement::Both => (Then::Store, &self.stage.y),
             _ => (Then::Add, &self.stage.x),
         }
     }
@@ -302,7 +294,11 @@ impl Pass<'_> {
         self.each_row(member, count, |index| {
             // SAFETY: the phase: `x` is only read, and these are this unit's rows.
             let (x, floats, blocks) = unsafe {
-                (self.stage.x.row(of(index)), normed.floats.row_mut(index), normed.blocks.row_mut(index))
+                (
+                    self.stage.x.row(of(index)),
+                    normed.floats.row_mut(index),
+                    normed.blocks.row_mut(index),
+                )
             };
             next.prepare(self.isa, x, floats, blocks);
         });

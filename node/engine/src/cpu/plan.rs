@@ -152,7 +152,8 @@ fn units(spans: &[Span], spec: &ModelSpec) -> Vec<Unit> {
             }
         }
     }
-    let work = |unit: &Unit| unit.rows * (unit.span.position + unit.row - unit.span.row + unit.rows);
+    let work =
+        |unit: &Unit| unit.rows * (unit.span.position + unit.row - unit.span.row + unit.rows);
     units.sort_by_key(|unit| std::cmp::Reverse(work(unit)));
     units
 }

@@ -100,8 +100,7 @@ impl Weights {
         let head_dense = match spec.output.head {
             Head::MaskedLm => {
                 let norm = loader.norm(true, Slot::model(Part::HeadNorm))?;
-                let dense =
-                    loader.linear(&[Slot::model(Part::HeadDense)], Order::Concatenated)?;
+                let dense = loader.linear(&[Slot::model(Part::HeadDense)], Order::Concatenated)?;
                 norm.map(|norm| HeadDense { dense, norm })
             }
             Head::Lm | Head::None => None,
@@ -206,7 +205,8 @@ impl Loader<'_> {
             query_norm: self.norm(qk, slot(Part::QueryNorm))?,
             key_norm: self.norm(qk, slot(Part::KeyNorm))?,
             attention_output: self.linear(&[slot(Part::AttentionOutput)], Order::Concatenated)?,
-            attention_out_norm: self.norm(placement.after_blocks(), slot(Part::AttentionOutNorm))?,
+            attention_out_norm: self
+                .norm(placement.after_blocks(), slot(Part::AttentionOutNorm))?,
             mlp_norm: self.norm(placement.before_mlp(), slot(Part::MlpNorm))?,
             up,
             down: self.linear(&[slot(Part::Down)], Order::Concatenated)?,

@@ -52,7 +52,13 @@ impl Cache {
         Self { memory, table, keys, values }
     }
 
-    fn attend(&self, isa: Isa, scoring: Scoring, sights: &[Sight], queries: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    fn attend(
+        &self,
+        isa: Isa,
+        scoring: Scoring,
+        sights: &[Sight],
+        queries: &[Vec<f32>],
+    ) -> Vec<Vec<f32>> {
         let stride = self.memory.stride();
         let mut padded = vec![0.0; sights.len() * stride];
         for (to, query) in padded.chunks_exact_mut(stride).zip(queries) {

@@ -135,7 +135,8 @@ fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 }
 
 fn strangers(vocab: usize) -> Vec<Vec<u32>> {
-    let text = |len: usize, seed: usize| (0..len).map(|i| ((i * i + seed) % vocab) as u32).collect();
+    let text =
+        |len: usize, seed: usize| (0..len).map(|i| ((i * i + seed) % vocab) as u32).collect();
     vec![text(33, 1), text(1, 5), text(50, 9)]
 }
 
@@ -146,7 +147,8 @@ fn all_families_agree_with_the_reference() {
     for family in FAMILIES {
         let path = fixture(family);
         let expected =
-            candle_core::safetensors::load(path.join("expected.safetensors"), &Device::Cpu).unwrap();
+            candle_core::safetensors::load(path.join("expected.safetensors"), &Device::Cpu)
+                .unwrap();
         let ids = rows::<i64>(&expected["ids"]);
         let mut decoder = decoder(&path, 2, Isa::detect());
         let vocab = decoder.spec().vocab;
@@ -230,7 +232,8 @@ fn quantised(dtype: GgmlDType, path: &Path) {
         }
     }
     let ones = Tensor::ones(width, DType::F32, &Device::Cpu).unwrap();
-    let norms = ["blk.0.attn_norm", "blk.0.ffn_norm", "blk.1.attn_norm", "blk.1.ffn_norm", "output_norm"];
+    let norms =
+        ["blk.0.attn_norm", "blk.0.ffn_norm", "blk.1.attn_norm", "blk.1.ffn_norm", "output_norm"];
     for name in norms {
         let ones = QTensor::quantize(&ones, GgmlDType::F32).unwrap();
         tensors.push((format!("{name}.weight"), ones));
@@ -271,9 +274,8 @@ fn quantised_models_are_as_invariant() {
         for isa in Isa::available() {
             for threads in [1, 2] {
                 let mut decoder = decoder(&path, threads, isa);
-                let mut run = |chunk| {
-                    Run::new(&mut decoder, std::slice::from_ref(&ids)).chunked(chunk)
-                };
+                let mut run =
+                    |chunk| Run::new(&mut decoder, std::slice::from_ref(&ids)).chunked(chunk);
                 let result = run(60);
                 let whole = whole.get_or_insert_with(|| result.clone());
                 assert!(*whole == result, "{dtype:?} {isa:?} {threads}");

@@ -119,7 +119,9 @@ fn functions_are_accurate() {
             assert!(error < 4e-7, "{function:?}({x}) = {y}, not {expected}");
         }
     }
-    for (x, y) in grid(-87.0, 88.0).iter().zip(values(Isa::detect(), Function::Exp, &grid(-87.0, 88.0))) {
+    for (x, y) in
+        grid(-87.0, 88.0).iter().zip(values(Isa::detect(), Function::Exp, &grid(-87.0, 88.0)))
+    {
         let expected = f64::from(*x).exp();
         assert!((f64::from(y) / expected - 1.0).abs() < 2e-7, "exp({x}) = {y}, not {expected}");
     }
@@ -165,7 +167,16 @@ fn bits_do_not_depend_on_the_instruction_set() {
         x.push(f32::from_bits(bits));
         x.push((bits as f32 / u32::MAX as f32 - 0.5) * 40.0);
     }
-    x.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, 1e-45, 88.3, -87.336_54]);
+    x.extend([
+        0.0,
+        -0.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::MIN_POSITIVE,
+        1e-45,
+        88.3,
+        -87.336_54,
+    ]);
     x.resize(x.len().next_multiple_of(16), 1.0);
     for function in ALL {
         let expected = values(Isa::Portable, function, &x);

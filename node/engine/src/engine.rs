@@ -10,12 +10,14 @@ use std::time::Instant;
 use crate::adapter::Adapter;
 use crate::compute::Compute;
 use crate::decoder::{Output, PAGE_TOKENS};
+use crate::embed;
 use crate::error::{EngineError, TemplateError};
 use crate::files::checkpoint::Checkpoint;
 use crate::info::{self, ModelInfo};
 use crate::request::{Completion, Event, Finish, Input, Request, Ticket};
 use crate::serve::{Job, ServeOptions, Server, Stats, Words};
 use crate::spec::Kind;
+use crate::spec::pooling::Pooling;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
@@ -42,6 +44,9 @@ pub struct LoadOptions {
     pub serve: ServeOptions,
 }
 
+/// Texts embedded in one call. They are computed before anything else, so this bounds how long that takes.
+const EMBED_TEXTS_MAX: usize = 1_024;
+
 /// Contexts that the cache holds unless the caller says otherwise.
 const CACHE_CONTEXTS_DEFAULT: u32 = 4;
 
@@ -54,6 +59,8 @@ pub struct Engine {
     template: Result<ChatTemplate, TemplateError>,
     server: Server,
     adapters: BTreeMap<[u8; 32], Arc<Adapter>>,
+    /// How texts become vectors; None when the model says nothing about it.
+    pooling: Option<Pooling>,
     /// Serving has no clock; this adds the times to what it reports.
     times: BTreeMap<Ticket, Times>,
 }
@@ -113,6 +120,7 @@ impl Engine {
             template,
             server: Server::new(decoder, &serve),
             adapters: BTreeMap::new(),
+            pooling: if path.is_dir() { Pooling::read(path)? } else { None },
             times: BTreeMap::new(),
         })
     }
@@ -272,6 +280,31 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Embeds texts. Nothing else may be running, because they take all pages; what the prefix cache
+    /// held is given up.
+    ///
+    /// # Shapes
+    /// Returns a vector of the model's width per text.
+    ///
+    /// # Errors
+    /// When the model says nothing about pooling, there are more than 1,024 texts, one of them is empty
+    /// or too long, or [`EngineError::Busy`] when requests are running.
+    pub fn embed(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let Some(pooling) = self.pooling else {
+            let problem = "this model says nothing about embeddings (modules.json is missing)";
+            return Err(EngineError::InvalidRequest(problem.to_owned()));
+        };
+        if texts.len() > EMBED_TEXTS_MAX {
+            let problem = format!("{} texts, at most {EMBED_TEXTS_MAX}", texts.len());
+            return Err(EngineError::InvalidRequest(problem));
+        }
+        let documents: Vec<Vec<u32>> = texts
+            .iter()
+            .map(|text| self.tokenizer.encode_document(text))
+            .collect::<Result<_, _>>()?;
+        embed::embed(self.server.whole_decoder()?, pooling, &documents)
     }
 
     /// Logits after each of `tokens`, computed `chunk` at a time as a prompt is: for comparing

@@ -3,6 +3,7 @@
 // Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub(crate) mod counting;
 pub(crate) mod gguf_writer;
 pub(crate) mod real_model;
 

@@ -40,8 +40,8 @@ use self::counting::Counting;
 use self::random::Random;
 
 /// No input of the size tried here takes a hundredth of it on an idle machine; the interpreter of
-/// templates has three renderings of ten seconds before it gives up.
-const SECONDS_MAX: u64 = 40;
+/// templates has three renderings of thirty seconds before it gives up.
+const SECONDS_MAX: u64 = 120;
 /// Inputs kept as material.
 const POOL_LEN_MAX: usize = 4_096;
 const INPUT_BYTES_MAX: usize = 64 << 10;

@@ -58,10 +58,11 @@ impl Device {
     }
 
     /// Threads that one worker computes with: as configured, or the allowed cores shared among the
-    /// slots, at least one.
+    /// workers that may be loaded at once, at least one. Slots do not count: all jobs of a worker are
+    /// computed together by all of its threads.
     #[must_use]
     pub fn threads_per_worker(&self, limits: &Limits) -> u32 {
-        limits.threads.unwrap_or_else(|| (self.cpu.allowed / limits.slots.max(1)).max(1))
+        limits.threads.unwrap_or_else(|| (self.cpu.allowed / limits.models_loaded.max(1)).max(1))
     }
 
     /// MiB that all workers together may use: as configured, or three quarters of what this process
@@ -70,15 +71,23 @@ impl Device {
     pub fn memory_for_workers_mib(&self, limits: &Limits) -> u64 {
         limits.memory_mib.unwrap_or_else(|| self.memory.allowed_mib() / 4 * 3)
     }
+
+    /// MiB that one worker may use: an equal share, so that what is loaded already never decides
+    /// whether another model fits.
+    #[must_use]
+    pub fn memory_per_worker_mib(&self, limits: &Limits) -> u64 {
+        self.memory_for_workers_mib(limits) / u64::from(limits.models_loaded.max(1))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn limits(slots: u32) -> Limits {
+    fn limits(models_loaded: u32) -> Limits {
         Limits {
-            slots,
+            slots: 8,
+            models_loaded,
             threads: None,
             memory_mib: None,
             context_tokens_max: 1,
@@ -108,5 +117,6 @@ mod tests {
             (device.threads_per_worker(&fixed), device.memory_for_workers_mib(&fixed)),
             (3, 5)
         );
+        assert_eq!(device.memory_per_worker_mib(&fixed), 2, "two models share what there is");
     }
 }

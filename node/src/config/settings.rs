@@ -176,7 +176,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: count(0, 64),
         default: "8",
         unit: "jobs",
-        doc: "How many jobs of others and of your own run here at once, all models together. The jobs of a model are computed together: each pass over its weights serves all of them, so that eight take little longer than one. 0: this node only serves as home.",
+        doc: "How many jobs of others and of your own run here at once, all models together. Jobs for the same model are computed together, one pass over its weights serving all of them: eight at once are answered much sooner than one after the other, and each somewhat later than alone. 0: this node only serves as home.",
     },
     Setting {
         key: "limits.models_loaded",

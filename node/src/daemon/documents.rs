@@ -93,6 +93,10 @@ impl Daemon {
                         "tokens": held.tokens() })
             })
             .collect();
+        // As adverts say: a node that takes nothing new has none.
+        let closed = self.draining.is_some() || self.capacity.disk_full().is_some();
+        let slots = if closed { 0 } else { usize::from(self.capacity.slots()) };
+        let slots_free = slots.saturating_sub(leases.len());
         let usage = self.journal.usage();
         let roster = self.core.roster();
         Ok(document(&json!({
@@ -109,7 +113,7 @@ impl Daemon {
             "disk_full": self.capacity.disk_full(),
             "tapped": self.local.config.debug.tap_dir.is_some(),
             "slots_total": self.capacity.slots(),
-            "slots_free": usize::from(self.capacity.slots()).saturating_sub(leases.len()),
+            "slots_free": slots_free,
             "leases": leases,
             "workers": self.running.workers().iter().map(|worker| json!({
                 "pid": worker.pid, "model": worker.model, "loaded": worker.loaded,

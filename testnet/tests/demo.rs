@@ -1,5 +1,8 @@
 //! The demonstration, once, with a node that is built for it and the real model.
 
+use std::collections::BTreeSet;
+
+use allmend_testnet::demo::report::Companion;
 use allmend_testnet::demo::{Options, run};
 
 /// Goal: every sentence of the demonstration holds, and the report says so in numbers.
@@ -10,6 +13,19 @@ fn the_demonstration_holds() {
     let options = Options { dir: Some(world.clone()), ..Options::default() };
     let report = run(&options).unwrap();
     assert!(report.passed, "{:?}; logs are below {}", report.failure, dir.keep().display());
+
+    let together = report.together.unwrap();
+    assert_eq!((together.jobs.len(), together.at_once), (3, 3), "one worker computed all of them");
+    assert!(together.worker_pid > 0 && together.overlap_ms > 0 && together.same_answer);
+    for one in &together.jobs {
+        assert!(one.job.attempts.iter().all(|attempt| attempt.node == together.node));
+        let overlaps =
+            |other: &Companion| one.started_ms < other.ended_ms && other.started_ms < one.ended_ms;
+        assert!(together.jobs.iter().all(overlaps), "{one:?}");
+    }
+    let fences: BTreeSet<&str> =
+        together.jobs.iter().map(|job| job.job.attempts[0].fence.as_str()).collect();
+    assert_eq!(fences.len(), 3);
 
     let killed = report.killed.unwrap();
     let [first, second] = killed.job.attempts.as_slice() else { panic!("two attempts") };

@@ -50,6 +50,16 @@ fn print_status(terminal: &Terminal, status: &Value) -> io::Result<()> {
     }
     let leases = list(status, "leases").len();
     line("slots", format!("{leases} of {} in use", number(status, "slots_total")))?;
+    for worker in list(status, "workers") {
+        let model = ui::short_id(text(worker, "model"));
+        let state = match (worker["loaded"].as_bool(), list(worker, "slots").len()) {
+            (Some(true), 0) => "idle".to_owned(),
+            (Some(true), 1) => "1 job".to_owned(),
+            (Some(true), jobs) => format!("{jobs} jobs"),
+            (_, _) => "loading".to_owned(),
+        };
+        line("worker", format!("model {model}, {state} (process {})", number(worker, "pid")))?;
+    }
     line(
         "jobs",
         format!("{} open of {} known", number(status, "jobs_open"), number(status, "jobs_known")),

@@ -285,6 +285,7 @@ impl Values {
             transport: Transport { udp, gso: self.switch("transport.gso") },
             limits: Limits {
                 slots: self.count("limits.slots"),
+                models_loaded: self.count("limits.models_loaded"),
                 threads: self.count_or_auto("limits.threads").map(narrow),
                 memory_mib: self.count_or_auto("limits.memory_mib"),
                 context_tokens_max: self.count("limits.context_tokens_max"),

@@ -23,7 +23,8 @@ fn an_empty_file_gives_defaults() {
     assert_eq!(config.jurisdiction, None);
     assert_eq!(config.control_listen.len(), 2);
     assert_eq!(config.bulk_listen.port(), 7701);
-    assert_eq!((config.limits.slots, config.limits.threads), (1, None));
+    assert_eq!((config.limits.slots, config.limits.threads), (8, None));
+    assert_eq!(config.limits.models_loaded, 1);
     assert!(config.transport.udp && config.policy.is_empty() && loaded.warnings.is_empty());
     assert!(loaded.origins.iter().all(|effective| effective.origin == Origin::Default));
 }

@@ -174,13 +174,24 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "limits.slots",
         kind: count(0, 64),
-        default: "1",
+        default: "8",
         unit: "jobs",
-        doc: "How many jobs of others and of your own run here at once. 0: this node only serves as home.",
+        doc: "How many jobs of others and of your own run here at once, all models together. Jobs for the same model are computed together, one pass over its weights serving all of them: eight at once are answered much sooner than one after the other, and each somewhat later than alone. 0: this node only serves as home.",
+    },
+    Setting {
+        key: "limits.models_loaded",
+        kind: count(1, 16),
+        default: "1",
+        unit: "models",
+        doc: "How many models are loaded at once, each in a worker process with an equal share of memory and threads. A job for another model waits until one is idle, and takes its place.",
     },
     Setting {
         key: "limits.threads",
-        kind: count_or_auto(1, 1024, "the cores this process may use, shared among the slots"),
+        kind: count_or_auto(
+            1,
+            1024,
+            "the cores this process may use, shared among the models loaded",
+        ),
         default: r#""auto""#,
         unit: "threads per worker",
         doc: "Threads that one worker computes with.",
@@ -194,7 +205,7 @@ pub const SETTINGS: &[Setting] = &[
         ),
         default: r#""auto""#,
         unit: "MiB",
-        doc: "Memory that all workers together may use. A job that needs more is refused.",
+        doc: "Memory that all workers together may use, for weights and the contexts of running jobs. A model that needs more than its share is refused.",
     },
     Setting {
         key: "limits.context_tokens_max",
@@ -386,6 +397,8 @@ pub struct Transport {
 pub struct Limits {
     /// Jobs at once.
     pub slots: u32,
+    /// Models, and thus workers, at once.
+    pub models_loaded: u32,
     /// Threads per worker; `None` is automatic, see [`crate::device::Device::threads_per_worker`].
     pub threads: Option<u32>,
     /// MiB for all workers; `None` is automatic, see [`crate::device::Device::memory_for_workers_mib`].

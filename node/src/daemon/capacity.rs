@@ -17,6 +17,7 @@ use crate::models::Store;
 use crate::storage::{
     Caps, Eviction, ModelUse, SpoolUse, StorageState, Survey, plan, space, tree_bytes,
 };
+use crate::worker::PoolOptions;
 
 /// What was found when last looked.
 #[derive(Debug)]
@@ -61,14 +62,17 @@ impl Capacity {
         u16::try_from(self.config.limits.slots).unwrap_or(u16::MAX)
     }
 
-    /// Threads of one worker.
-    pub(crate) fn threads_per_worker(&self) -> u32 {
-        self.device.threads_per_worker(&self.config.limits)
-    }
-
-    /// Memory that all workers together may use.
-    pub(crate) fn memory_mib(&self) -> u64 {
-        self.device.memory_for_workers_mib(&self.config.limits)
+    /// How workers are to be started from `program`.
+    pub(crate) fn pool_options(&self, program: PathBuf) -> PoolOptions {
+        PoolOptions {
+            program,
+            arguments: vec!["worker".into()],
+            slots: self.slots(),
+            models_loaded: u16::try_from(self.config.limits.models_loaded).unwrap_or(u16::MAX),
+            threads: self.device.threads_per_worker(&self.config.limits),
+            memory_mib: self.device.memory_per_worker_mib(&self.config.limits),
+            context_tokens_max: self.config.limits.context_tokens_max,
+        }
     }
 
     /// Reads the models directory again.
@@ -137,24 +141,25 @@ impl Capacity {
     }
 }
 
-/// Memory of one worker with a context of that length, in MiB.
+/// The least memory of a worker, with room for one sequence of that length, in MiB. More runs than fit
+/// at once take turns, so more slots need no more.
 fn memory_mib(header: &crate::models::Header, context_tokens: u32) -> u64 {
     let cache = header.cache_bytes_per_token.saturating_mul(u64::from(context_tokens));
     header.weights_bytes.saturating_add(cache).div_ceil(1 << 20)
 }
 
 impl Daemon {
-    /// Has idle workers load the model most likely asked for.
+    /// Has workers load the models most likely asked for: those used last.
     pub(super) fn warm_models(&self) {
-        let newest = self
-            .capacity
-            .store
-            .list()
-            .ok()
-            .and_then(|listing| listing.models.into_iter().max_by_key(|model| model.last_used));
-        let Some(model) = newest else { return };
-        for slot in 0..self.capacity.slots() {
-            self.running.warm(slot, model.meta.digest, model.path.clone());
+        if self.capacity.slots() == 0 {
+            return;
+        }
+        let mut models = self.capacity.store.list().map_or(Vec::new(), |listing| listing.models);
+        models.sort_by_key(|model| std::cmp::Reverse(model.last_used));
+        let models_loaded = self.capacity.config.limits.models_loaded;
+        models.truncate(usize::try_from(models_loaded).unwrap_or(usize::MAX));
+        for model in models {
+            self.running.warm(model.meta.digest, model.path);
         }
     }
 

@@ -85,10 +85,18 @@ impl Daemon {
             .leases()
             .map(|held| {
                 let lease = &held.work().lease;
+                let (prompt_done, prompt_total) =
+                    self.running.prefilled(lease.id()).unwrap_or_default();
                 json!({ "lease": lease.id(), "job": lease.job, "attempt": lease.attempt,
-                        "slot": lease.slot, "fence": lease.fence.to_string(), "since": lease.issued })
+                        "slot": lease.slot, "fence": lease.fence.to_string(), "since": lease.issued,
+                        "prompt_tokens_done": prompt_done, "prompt_tokens": prompt_total,
+                        "tokens": held.tokens() })
             })
             .collect();
+        // As adverts say: a node that takes nothing new has none.
+        let closed = self.draining.is_some() || self.capacity.disk_full().is_some();
+        let slots = if closed { 0 } else { usize::from(self.capacity.slots()) };
+        let slots_free = slots.saturating_sub(leases.len());
         let usage = self.journal.usage();
         let roster = self.core.roster();
         Ok(document(&json!({
@@ -105,7 +113,12 @@ impl Daemon {
             "disk_full": self.capacity.disk_full(),
             "tapped": self.local.config.debug.tap_dir.is_some(),
             "slots_total": self.capacity.slots(),
+            "slots_free": slots_free,
             "leases": leases,
+            "workers": self.running.workers().iter().map(|worker| json!({
+                "pid": worker.pid, "model": worker.model, "loaded": worker.loaded,
+                "slots": worker.slots,
+            })).collect::<Vec<_>>(),
             "jobs_open": open,
             "jobs_known": all,
             "models": self.capacity.models().collect::<Vec<_>>(),

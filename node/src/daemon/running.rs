@@ -20,8 +20,8 @@ use super::{Event, Local};
 use crate::models::{Pin, Store};
 use crate::net::BulkStream;
 use crate::seal::ContentKey;
-use crate::worker::pipe::{Ended, FromWorker};
-use crate::worker::{Pool, Run, Task};
+use crate::worker::pipe::Ended;
+use crate::worker::{Pool, Run, RunEvent, Task, WorkerView};
 
 /// How long an executing node waits for home's stream before it gives the slot back.
 const STREAM_WAIT: Duration = Duration::from_secs(15);
@@ -29,8 +29,9 @@ const STREAM_WAIT: Duration = Duration::from_secs(15);
 const KEEP_ENDED: Duration = Duration::from_secs(120);
 /// Tokens between two progress notes for the lease book.
 const PROGRESS_EVERY: u32 = 4;
-/// Events of the worker that may wait to be taken: the pipe is read ahead by no more.
-const WORKER_EVENTS_MAX: usize = 256;
+/// Events of a run that may wait for its task, which itself waits for nothing but the model's file:
+/// only a machine in trouble falls so far behind, and then the run is cancelled, not its worker.
+const RUN_EVENTS_MAX: usize = 1_024;
 /// The largest plaintext of an input, as decoded from the sealed bytes.
 const INPUT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -58,7 +59,11 @@ struct Attempt {
 struct State {
     opened: bool,
     base: u32,
+    /// The answer, until home has all of it. However slowly home reads, nobody else waits for it; what
+    /// is kept is bounded by the job's `max_tokens`, and thereby by `limits.context_tokens_max`.
     tokens: Vec<(u32, String)>,
+    /// Tokens of prompt and forced ones that have been computed, and how many there are.
+    prefilled: Option<(u32, u32)>,
     ended: bool,
     stop_as: Option<Outcome>,
 }
@@ -74,15 +79,25 @@ impl Running {
     }
 
     /// Has a worker load `model` before anybody asks for it.
-    pub(crate) fn warm(&self, slot: u16, model: Digest, path: PathBuf) {
+    pub(crate) fn warm(&self, model: Digest, path: PathBuf) {
         let (store, pool) = (self.store.clone(), self.pool.clone());
         tokio::spawn(async move {
             match pin(store, model).await {
-                // A slot that is busy has a model loaded already.
-                Ok(_pin) => drop(pool.give(slot, Task::Warm { model, path })),
+                // With so many jobs waiting, one of them has a model loaded already.
+                Ok(_pin) => drop(pool.give(Task::Warm { model, path })),
                 Err(why) => tracing::warn!(model = %model.short(), %why, "model not loaded"),
             }
         });
+    }
+
+    /// The worker processes.
+    pub(crate) fn workers(&self) -> Vec<WorkerView> {
+        self.pool.workers()
+    }
+
+    /// How much of its prompt a lease's run has read, and how much there is; nothing before it begins.
+    pub(crate) fn prefilled(&self, lease: MessageId) -> Option<(u32, u32)> {
+        lock(&self.leases).get(&lease)?.with(|state| state.prefilled)
     }
 
     /// Expects home's stream for this lease.
@@ -291,40 +306,51 @@ async fn run(
     let lease = attempt.work.lease.id();
     let forced_tokens = forced.len() as u64;
     let mut ids = forced.clone();
-    let (sender, mut worker) = mpsc::channel(WORKER_EVENTS_MAX);
-    let task = Task::Run(Run {
+    let (sender, mut worker) = mpsc::channel(RUN_EVENTS_MAX);
+    let task = Task::Run(Box::new(Run {
+        slot: attempt.work.lease.slot,
         model: attempt.work.job.model,
         path: attempt.path.clone(),
         work,
         input,
         forced,
+        researcher: attempt.work.job.signer,
         events: sender,
         cancel: attempt.cancel.clone(),
-    });
+    }));
     let mut licence = None;
+    let mut pid = None;
     let mut done = 0u32;
     // The file is the one that its digest names, and stays while it is used.
     let pinned = pin(store, attempt.work.job.model).await;
     let ended = if let Err(why) = &pinned {
         Ended::Failed { permanent: false, why: why.clone() }
-    } else if pool.give(attempt.work.lease.slot, task).is_err() {
-        Ended::Failed { permanent: false, why: "the slot's worker is busy".to_owned() }
+    } else if pool.give(task).is_err() {
+        Ended::Failed { permanent: false, why: "too much waits for the workers".to_owned() }
     } else {
         loop {
             match worker.recv().await {
-                Some(FromWorker::Loaded { licence: found, .. }) => licence = found,
-                Some(FromWorker::Token { index: _, id, text }) => {
+                Some(RunEvent::Begun { licence: found, pid: process }) => {
+                    (licence, pid) = (found, process);
+                }
+                Some(RunEvent::Prefilled { done_tokens, total_tokens }) => {
+                    attempt.with(|state| state.prefilled = Some((done_tokens, total_tokens)));
+                }
+                Some(RunEvent::Token { index: _, id, text }) => {
                     ids.push(id);
                     attempt.with(|state| state.tokens.push((id, text)));
                     attempt.changes.send_modify(|count| *count = count.wrapping_add(1));
                     done = done.saturating_add(1);
                     if done.is_multiple_of(PROGRESS_EVERY) {
-                        report(&events, lease, WorkEvent::Progress { tokens: done }).await;
+                        // A loop that is busy hears the next one; the run must not wait for it.
+                        let event = WorkEvent::Progress { tokens: done };
+                        let input = Event::Input(Box::new(Input::Work { lease, event }));
+                        let _ = events.try_send(input);
                     }
                 }
-                Some(FromWorker::Ended(ended)) => break ended,
+                Some(RunEvent::Ended(ended)) => break ended,
                 None => {
-                    let why = "the worker's keeper ended".to_owned();
+                    let why = "the workers' dispatcher ended".to_owned();
                     break Ended::Failed { permanent: false, why };
                 }
             }
@@ -333,7 +359,11 @@ async fn run(
     let stop_as = attempt.with(|state| state.stop_as.clone());
     let mut usage = Usage { completion_tokens: u64::from(done), forced_tokens, ..Usage::default() };
     let (outcome, output) = match ended {
-        Ended::Finished { reason, prompt_tokens, device_ms, .. } => {
+        Ended::Finished { reason, prompt_tokens, cached_tokens, device_ms, .. } => {
+            tracing::info!(
+                lease = %lease.short(), pid, prompt_tokens, cached_tokens, tokens = done, device_ms,
+                "run finished"
+            );
             usage.prompt_tokens = u64::from(prompt_tokens);
             usage.device_time_ms = DurationMs::from_ms(device_ms);
             (Outcome::Finished { reason }, Some(output_digest(&salt, &ids)))

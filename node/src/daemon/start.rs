@@ -29,7 +29,7 @@ use crate::membership::Membership;
 use crate::net::{Admitted, Gossip, ListenAddresses, Members, Net, NetOptions, peer_of};
 use crate::spool::Spool;
 use crate::ui::{Advice, ExitClass};
-use crate::worker::{Pool, PoolOptions};
+use crate::worker::Pool;
 
 /// How to run a node.
 #[derive(Debug)]
@@ -187,15 +187,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let (events, event_queue) = mpsc::channel::<Event>(EVENTS_MAX);
     let capacity =
         Capacity::survey(&layout, &config, control_addresses(&net.listen_addresses(), node))?;
-    let pool = Pool::new(
-        capacity.slots(),
-        &PoolOptions {
-            program,
-            arguments: vec!["worker".into()],
-            threads: capacity.threads_per_worker(),
-            context_tokens_max: config.limits.context_tokens_max,
-        },
-    );
+    let pool = Pool::new(capacity.pool_options(program));
     let listening = net.listen_addresses();
     let local = Arc::new(Local {
         node,

@@ -64,10 +64,11 @@ impl Device {
     }
 
     /// Threads that one worker computes with: as configured, or the allowed cores shared among the
-    /// slots, at least one.
+    /// workers that may be loaded at once, at least one. Slots do not count: all jobs of a worker are
+    /// computed together by all of its threads.
     #[must_use]
     pub fn threads_per_worker(&self, limits: &Limits) -> u32 {
-        limits.threads.unwrap_or_else(|| (self.cpu.allowed / limits.slots.max(1)).max(1))
+        limits.threads.unwrap_or_else(|| (self.cpu.allowed / limits.models_loaded.max(1)).max(1))
     }
 
     /// MiB that all workers together may use: as configured, or three quarters of what this process
@@ -77,14 +78,22 @@ impl Device {
         limits.memory_mib.unwrap_or_else(|| self.memory.allowed_mib() / 4 * 3)
     }
 
-    /// What the node may say that it computes on: the processor, with the memory for jobs, and those GPUs
+    /// MiB that one worker may use: an equal share, so that what is loaded already never decides
+    /// whether another model fits.
+    #[must_use]
+    pub fn memory_per_worker_mib(&self, limits: &Limits) -> u64 {
+        self.memory_for_workers_mib(limits) / u64::from(limits.models_loaded.max(1))
+    }
+
+    /// What the node may say that it computes on: the processor, with the memory of one worker, and those GPUs
     /// that have computed the probe.
     #[must_use]
     pub fn advertised(&self, limits: &Limits) -> Vec<DeviceCapacity> {
         let cpu = DeviceCapacity {
             kind: DeviceKind::Cpu,
             name: short(self.cpu.model.as_deref().unwrap_or(self.cpu.architecture)),
-            memory_mib: self.memory_for_workers_mib(limits),
+            // A job has one model, and a model no more than its worker's share.
+            memory_mib: self.memory_per_worker_mib(limits),
             cores: self.cpu.allowed,
         };
         let gpus = self.accelerators.usable().map(|gpu| DeviceCapacity {
@@ -109,9 +118,10 @@ fn short(name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn limits(slots: u32) -> Limits {
+    fn limits(models_loaded: u32) -> Limits {
         Limits {
-            slots,
+            slots: 8,
+            models_loaded,
             threads: None,
             memory_mib: None,
             context_tokens_max: 1,
@@ -141,6 +151,7 @@ mod tests {
             (device.threads_per_worker(&fixed), device.memory_for_workers_mib(&fixed)),
             (3, 5)
         );
+        assert_eq!(device.memory_per_worker_mib(&fixed), 2, "two models share what there is");
     }
 
     /// Goal: a GPU is in the advert exactly when the probe ran on it.

@@ -1,10 +1,12 @@
 //! What the daemon and its worker say to each other over the worker's pipes: length-prefixed
-//! DAG-CBOR frames. The worker is our own child, yet what it says is read as if it were not.
+//! DAG-CBOR frames. Many runs share the pipes; every frame about one carries its number. The worker
+//! is our own child, yet what it says is read as if it were not.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
 use allmend_protocol::encoding;
+use allmend_protocol::ids::ResearcherId;
 use allmend_protocol::job::{InferInput, InferWork};
 use serde::{Deserialize, Serialize};
 
@@ -12,10 +14,13 @@ use serde::{Deserialize, Serialize};
 pub const PIPE_FRAME_BYTES_MAX: usize = 66 * 1024 * 1024;
 
 /// From the daemon.
-#[derive(Debug, Serialize, Deserialize)]
+///
+/// Not `Debug`: it holds what researchers wrote, and their keys.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub enum ToWorker {
-    /// Load a model; answered by [`FromWorker::Loaded`] or [`FromWorker::Ended`] with an error.
+    /// Load a model, once and before anything else; answered by [`FromWorker::Loaded`] or
+    /// [`FromWorker::NotLoaded`].
     Load {
         /// The file.
         path: PathBuf,
@@ -23,18 +28,29 @@ pub enum ToWorker {
         threads: u32,
         /// The longest context to plan for.
         context_tokens_max: u32,
+        /// Memory that the model and all of its runs may take.
+        memory_mib: u64,
+        /// Runs at once.
+        slots: u16,
     },
-    /// Run one inference.
+    /// Begin one inference beside those that are under way.
     Run {
+        /// Names it in every frame about it; never used twice.
+        run: u64,
         /// What to do.
         work: InferWork,
         /// What to read.
         input: InferInput,
         /// Token ids that earlier attempts have emitted.
         forced: Vec<u32>,
+        /// Whose it is: what was computed for a prompt may serve the same researcher's next one.
+        researcher: ResearcherId,
     },
-    /// Stop what runs, between two tokens.
-    Cancel,
+    /// Stop a run at the next step; its end follows. Nothing happens if it has ended.
+    Cancel {
+        /// Which.
+        run: u64,
+    },
 }
 
 /// From the worker.
@@ -48,8 +64,24 @@ pub enum FromWorker {
         /// The engine's numerics version.
         numerics: String,
     },
+    /// The model cannot be loaded; the worker is of no further use.
+    NotLoaded {
+        /// In words.
+        why: String,
+    },
+    /// Another part of a prompt has been computed.
+    Prefilled {
+        /// Whose.
+        run: u64,
+        /// Tokens computed so far, forced ones counted.
+        done_tokens: u32,
+        /// Tokens to compute before the first new one.
+        total_tokens: u32,
+    },
     /// One token.
     Token {
+        /// Whose.
+        run: u64,
         /// Its place in the answer, forced tokens counted.
         index: u32,
         /// Its id.
@@ -57,8 +89,13 @@ pub enum FromWorker {
         /// Text that has become certain with it; may be empty.
         text: String,
     },
-    /// The run or the loading is over.
-    Ended(Ended),
+    /// A run is over; no further frame names it.
+    Ended {
+        /// Which.
+        run: u64,
+        /// How.
+        ended: Ended,
+    },
 }
 
 /// How a run ended.
@@ -71,16 +108,18 @@ pub enum Ended {
         reason: String,
         /// Tokens of prompt read.
         prompt_tokens: u32,
+        /// Tokens of prompt that had been computed for an earlier run; counted in `prompt_tokens`.
+        cached_tokens: u32,
         /// Tokens of the answer, forced ones counted.
         completion_tokens: u32,
-        /// Time on the device, in milliseconds.
+        /// Its share of the time on the device, in milliseconds.
         device_ms: u64,
     },
     /// It was cancelled.
     Cancelled {
         /// Tokens of prompt read.
         prompt_tokens: u32,
-        /// Time on the device, in milliseconds.
+        /// Its share of the time on the device, in milliseconds.
         device_ms: u64,
     },
     /// It failed.
@@ -92,19 +131,25 @@ pub enum Ended {
     },
 }
 
-/// Writes one frame and flushes it.
+/// Writes one frame; whoever writes several flushes once.
 ///
 /// # Errors
 /// Those of the writer; a frame beyond the limit is `InvalidData`.
 pub fn write_frame<T: Serialize>(to: &mut impl Write, frame: &T) -> io::Result<()> {
-    let bytes = encoding::encode(frame);
-    let length = u32::try_from(bytes.len())
+    to.write_all(&encode(frame)?)
+}
+
+/// A frame's bytes, its length in front.
+///
+/// # Errors
+/// `InvalidData` when it is beyond the limit.
+pub fn encode<T: Serialize>(frame: &T) -> io::Result<Vec<u8>> {
+    let body = encoding::encode(frame);
+    let length = u32::try_from(body.len())
         .ok()
-        .filter(|_| bytes.len() <= PIPE_FRAME_BYTES_MAX)
+        .filter(|_| body.len() <= PIPE_FRAME_BYTES_MAX)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "frame beyond the limit"))?;
-    to.write_all(&length.to_be_bytes())?;
-    to.write_all(&bytes)?;
-    to.flush()
+    Ok([&length.to_be_bytes()[..], &body].concat())
 }
 
 /// Reads one frame; `None` at the end of the pipe.

@@ -1,9 +1,11 @@
-//! The demonstration: three institutions, one real model, and everything that should happen when a
-//! node dies in the middle of an answer. Every sentence that it prints has been checked.
+//! The demonstration: three institutions, one real model, several people at one node at once, and
+//! everything that should happen when a node dies in the middle of an answer. Every sentence that it
+//! prints has been checked.
 
 mod narrator;
 pub mod report;
 mod tamper;
+mod together;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -92,6 +94,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     if let Err(error) = &outcome {
         let why = format!("{error:#}");
         narrator.stream_over();
+        narrator.voices_over();
         narrator.cross(&why);
         report.failure = Some(why);
         kept = true;
@@ -146,6 +149,7 @@ fn perform(dir: &Path, narrator: &mut Narrator, report: &mut Report) -> anyhow::
     stage.found(&model)?;
     let researcher = stage.start()?;
     let answer = stage.undisturbed(&researcher)?;
+    stage.together(&researcher, &answer)?;
     let killed = stage.killed(&researcher, &answer)?;
     stage.paid(&researcher, &killed)?;
     stage.refused(&researcher)?;

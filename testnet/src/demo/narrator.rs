@@ -1,10 +1,13 @@
 //! Tells a person what happens, as it happens.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 /// Width at which a streamed answer wraps.
 const ANSWER_WIDTH: usize = 88;
+/// Width at which answers wrap that arrive side by side: short lines, so that all are seen to move on.
+const VOICE_WIDTH: usize = 60;
 
 /// Writes to standard output, or to standard error if that belongs to a report in JSON.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub struct Narrator {
     step_begun: Instant,
     /// Column of the streamed answer; none before its first letter.
     column: Option<usize>,
+    /// The unfinished line of each answer that arrives beside others.
+    voices: BTreeMap<String, String>,
 }
 
 impl Narrator {
@@ -31,6 +36,7 @@ impl Narrator {
             begun: now,
             step_begun: now,
             column: None,
+            voices: BTreeMap::new(),
         }
     }
 
@@ -94,6 +100,36 @@ impl Narrator {
         if self.column.take().is_some() {
             self.write("\n");
         }
+    }
+
+    /// A piece of an answer that arrives beside others; a line is shown when it is full, with its
+    /// voice's name in front.
+    pub fn voice(&mut self, name: &str, piece: &str) {
+        let mut full = Vec::new();
+        let line = self.voices.entry(name.to_owned()).or_default();
+        for letter in piece.chars() {
+            match letter {
+                '\n' if line.is_empty() => {}
+                '\n' => full.push(std::mem::take(line)),
+                ' ' if line.chars().count() >= VOICE_WIDTH => full.push(std::mem::take(line)),
+                letter => line.push(letter),
+            }
+        }
+        full.iter().for_each(|line| self.speak(name, line));
+    }
+
+    /// The answers that arrived side by side are over.
+    pub fn voices_over(&mut self) {
+        for (name, line) in std::mem::take(&mut self.voices) {
+            if !line.is_empty() {
+                self.speak(&name, &line);
+            }
+        }
+    }
+
+    fn speak(&self, name: &str, line: &str) {
+        let name = self.paint("1", &format!("{name:>8}"));
+        self.write(&format!("  {name} │ {line}\n"));
     }
 
     /// Time since the beginning.

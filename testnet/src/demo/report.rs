@@ -26,6 +26,9 @@ pub struct Report {
     /// The job that nothing disturbed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undisturbed: Option<Job>,
+    /// The jobs of several people at one node at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub together: Option<Together>,
     /// The job whose node was killed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub killed: Option<KilledJob>,
@@ -147,6 +150,45 @@ pub struct Share {
     pub node: String,
     /// How much.
     pub cost_micro: u64,
+}
+
+/// Jobs of several people, computed together.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Together {
+    /// The node that computed all of them.
+    pub node: String,
+    /// Its worker's process.
+    pub worker_pid: u64,
+    /// The most of these runs that this process was seen with.
+    pub at_once: u64,
+    /// For how long all leases were live at the same time, in milliseconds.
+    pub overlap_ms: u64,
+    /// How often the next piece of an answer was another's than the one before.
+    pub changes: u64,
+    /// Tokens of all answers per second, from the first piece of any to the last.
+    pub tokens_per_s: f64,
+    /// Whether the answer to the first question is byte for byte what it was alone.
+    pub same_answer: bool,
+    /// Rounds before this one in which the jobs did not meet.
+    pub too_fast: u32,
+    /// The jobs.
+    pub jobs: Vec<Companion>,
+}
+
+/// One of several jobs.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Companion {
+    /// Who asked.
+    pub researcher: String,
+    /// What.
+    pub question: String,
+    /// The job.
+    #[serde(flatten)]
+    pub job: Job,
+    /// When its lease began, in milliseconds since the Unix epoch.
+    pub started_ms: u64,
+    /// When its lease ended.
+    pub ended_ms: u64,
 }
 
 /// The job whose node was killed.

@@ -1,24 +1,25 @@
-//! Loads a model and answers requests with it, one at a time.
+//! Loads a model and answers requests with it, many at once.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::Device;
 
-use crate::cache::Cache;
+use crate::adapter::Adapter;
+use crate::candle::CandleDecoder;
+use crate::decoder::{Output, PAGE_TOKENS};
 use crate::error::{EngineError, TemplateError};
-use crate::gguf::Gguf;
+use crate::files::checkpoint::Checkpoint;
 use crate::info::{self, ModelInfo};
-use crate::request::{Completion, Event, Finish, Input, Request, Ticket, Timings, Token, Usage};
-use crate::spec::ModelSpec;
+use crate::request::{Completion, Event, Finish, Input, Request, Ticket};
+use crate::serve::{Job, ServeOptions, Server, Stats, Words};
+use crate::spec::Kind;
 use crate::template::ChatTemplate;
-use crate::text::{Released, TextStream};
 use crate::tokenizer::Tokenizer;
-use crate::trunk::{PREFILL_CHUNK_TOKENS, Rows, Trunk};
-use crate::weights::Product;
 
 /// What a caller decides about loading.
 #[derive(Clone, Debug, Default)]
@@ -32,12 +33,17 @@ pub struct LoadOptions {
     /// Memory that weights, buffers and a full cache may take, in MiB. By default what the operating
     /// system says is available now, where it says so.
     pub memory_mib: Option<u64>,
-    /// Requests to work on at once; further ones wait. None lets the engine choose.
+    /// Tokens that the cache holds, over all requests and what is kept for later ones. By default four
+    /// contexts, or as many as the memory allows, but one at least.
+    pub cache_tokens: Option<u32>,
+    /// Requests to work on at once; further ones wait. None leaves it to `serve`.
     pub slots: Option<NonZeroUsize>,
+    /// How requests share the engine.
+    pub serve: ServeOptions,
 }
 
-/// Requests worked on at once unless the caller says otherwise.
-const SLOTS_DEFAULT: usize = 8;
+/// Contexts that the cache holds unless the caller says otherwise.
+const CACHE_CONTEXTS_DEFAULT: u32 = 4;
 
 /// A loaded model.
 pub struct Engine {
@@ -46,48 +52,69 @@ pub struct Engine {
     tokenizer: Tokenizer,
     /// A broken template only matters to chats, so its error waits for the first.
     template: Result<ChatTemplate, TemplateError>,
-    trunk: Trunk,
-    slots: usize,
-    next_ticket: u64,
-    waiting: VecDeque<(Ticket, Request, Vec<u32>)>,
-    running: Vec<Run>,
+    server: Server,
+    adapters: BTreeMap<[u8; 32], Arc<Adapter>>,
+    /// Serving has no clock; this adds the times to what it reports.
+    times: BTreeMap<Ticket, Times>,
+}
+
+/// When a request came, and when it had its first new token.
+struct Times {
+    begun: Instant,
+    first: Option<Instant>,
+}
+
+impl Words for Tokenizer {
+    fn is_end(&self, id: u32) -> bool {
+        Tokenizer::is_end(self, id)
+    }
+
+    fn bytes(&self, id: u32) -> Vec<u8> {
+        Tokenizer::bytes(self, id)
+    }
 }
 
 impl Engine {
-    /// Loads a GGUF file. The file is mapped while its weights are copied and not used afterwards.
+    /// Loads a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`. The files are
+    /// mapped while their weights are copied and not used afterwards.
     ///
     /// # Errors
     /// Everything that can be wrong with a model file, in words; [`EngineError::Memory`] with numbers
     /// before any weight is copied; [`EngineError::Threads`] when the thread count is not the wanted one.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
         check_threads(options.threads)?;
-        let map = info::map(path)?;
-        let gguf = Gguf::parse(&map)?;
-        let spec = ModelSpec::from_gguf(&gguf)?;
-        let info = ModelInfo::from_parts(&gguf, &spec)?;
+        let checkpoint = Checkpoint::open(path)?;
+        let info = ModelInfo::of(&checkpoint)?;
         let context_tokens =
             options.context_tokens.map_or(info.context_tokens, |cap| cap.min(info.context_tokens));
-        check_memory(&info, context_tokens, options.memory_mib.or_else(info::available_mib))?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let template = match gguf.string("tokenizer.chat_template")? {
+        let cache_tokens = plan_cache(&info, context_tokens, options)?;
+        let (tokenizer, template) = match checkpoint.gguf() {
+            Some(gguf) => {
+                let template = gguf.string("tokenizer.chat_template")?.map(str::to_owned);
+                (Tokenizer::from_gguf(&gguf)?, template)
+            }
+            None => Tokenizer::from_folder(path)?,
+        };
+        let template = match template {
             Some(source) => {
-                ChatTemplate::compile(source, tokenizer.bos_text(), tokenizer.eos_text())
+                ChatTemplate::compile(&source, tokenizer.bos_text(), tokenizer.eos_text())
             }
             None => Err(TemplateError::Missing),
         };
-        let trunk = Trunk::load(&gguf, spec)?;
-        let slots = options.slots.map_or(SLOTS_DEFAULT, NonZeroUsize::get);
-        let (waiting, running) = (VecDeque::new(), Vec::new());
+        let pages = (cache_tokens as usize).div_ceil(PAGE_TOKENS);
+        let decoder = Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?);
+        let mut serve = options.serve;
+        if let Some(slots) = options.slots {
+            serve.sequences_max = slots.get();
+        }
         Ok(Self {
             info,
             context_tokens,
             tokenizer,
             template,
-            trunk,
-            slots,
-            next_ticket: 0,
-            waiting,
-            running,
+            server: Server::new(decoder, &serve),
+            adapters: BTreeMap::new(),
+            times: BTreeMap::new(),
         })
     }
 
@@ -99,6 +126,16 @@ impl Engine {
     /// Longest sequence served, prompt and answer together.
     pub fn context_tokens(&self) -> u32 {
         self.context_tokens
+    }
+
+    /// How requests share this engine: the options as they are in effect.
+    pub fn serve_options(&self) -> &ServeOptions {
+        self.server.options()
+    }
+
+    /// What serving has done and is doing.
+    pub fn stats(&self) -> Stats {
+        self.server.stats()
     }
 
     /// Number of tokens that an input takes, as [`Engine::generate`] will count them.
@@ -115,63 +152,63 @@ impl Engine {
     /// Queues a request; its events come out of [`Engine::step`].
     ///
     /// # Errors
-    /// Refusals (context limit, bounds, template) come now, before any work.
+    /// Refusals (context limit, bounds, template, a full queue) come now, before any work.
     pub fn submit(&mut self, request: Request) -> Result<Ticket, EngineError> {
+        let begun = Instant::now();
         let prompt = self.check(&request)?;
-        // Refused here rather than when the request's turn comes.
-        TextStream::new(&request.stop)?;
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        self.waiting.push_back((ticket, request, prompt));
+        let public_tokens = self.public_tokens(&request, &prompt)?;
+        let adapter = match request.adapter {
+            None => None,
+            Some(digest) => match self.adapters.get(&digest) {
+                Some(adapter) => Some((digest, Arc::clone(adapter))),
+                None => {
+                    let problem = "the adapter that it names is not loaded".to_owned();
+                    return Err(EngineError::InvalidRequest(problem));
+                }
+            },
+        };
+        let job = Job { request, prompt, public_tokens, adapter };
+        let ticket = self.server.submit(job, &self.tokenizer)?;
+        self.times.insert(ticket, Times { begun, first: None });
         Ok(ticket)
     }
 
-    /// Stops a request; [`Event::Done`] with [`Finish::Cancelled`] comes out of the next step. Does
-    /// nothing when the request has ended.
+    /// Stops a request; [`Event::Done`] with [`Finish::Cancelled`] comes out of the next step, at whose
+    /// beginning its memory is freed. Does nothing when the request has ended.
     pub fn cancel(&mut self, ticket: Ticket) {
-        if let Some(at) = self.waiting.iter().position(|(waiting, ..)| *waiting == ticket)
-            && let Some((ticket, request, prompt)) = self.waiting.remove(at)
-            && let Ok(mut run) = Run::new(&self.trunk, ticket, request, prompt)
-        {
-            run.cancelled = true;
-            self.running.push(run);
-        }
-        if let Some(run) = self.running.iter_mut().find(|run| run.ticket == ticket) {
-            run.cancelled = true;
-        }
+        self.server.cancel(ticket);
     }
 
-    /// Moves every running request on by one token or one part of its prompt, and appends what happened.
-    /// Returns whether there is more to do.
+    /// Computes one batch for all requests together and appends what happened. Returns whether there is
+    /// more to do. How long a step may take for those who wait is told by [`ServeOptions`].
     ///
     /// # Errors
     /// Only what concerns the engine as a whole; the failure of one request is [`Event::Failed`].
     pub fn step(&mut self, out: &mut Vec<(Ticket, Event)>) -> Result<bool, EngineError> {
-        while self.running.len() < self.slots
-            && let Some((ticket, request, prompt)) = self.waiting.pop_front()
-        {
-            match Run::new(&self.trunk, ticket, request, prompt) {
-                Ok(run) => self.running.push(run),
-                Err(error) => out.push((ticket, Event::Failed(error))),
+        let before = out.len();
+        let more = self.server.step(&self.tokenizer, out);
+        let now = Instant::now();
+        for (ticket, event) in out.iter_mut().skip(before) {
+            match event {
+                Event::Token(_) => {
+                    if let Some(times) = self.times.get_mut(ticket) {
+                        times.first.get_or_insert(now);
+                    }
+                }
+                Event::Done(completion) => {
+                    if let Some(times) = self.times.remove(ticket) {
+                        let first = times.first.unwrap_or(now);
+                        completion.timings.prefill_us = micros(first - times.begun);
+                        completion.timings.decode_us = micros(now - first);
+                    }
+                }
+                Event::Failed(_) => {
+                    self.times.remove(ticket);
+                }
+                Event::Prefilled { .. } | Event::Prompt(_) => {}
             }
         }
-        let mut running = std::mem::take(&mut self.running);
-        running.retain_mut(|run| {
-            let (ticket, mut over) = (run.ticket, false);
-            let outcome = run.advance(self, &mut |event| {
-                over |= matches!(event, Event::Done(_));
-                out.push((ticket, event));
-            });
-            match outcome {
-                Ok(()) => !over,
-                Err(error) => {
-                    out.push((ticket, Event::Failed(error)));
-                    false
-                }
-            }
-        });
-        self.running = running;
-        Ok(!(self.running.is_empty() && self.waiting.is_empty()))
+        Ok(more)
     }
 
     /// Answers one request, reporting progress and tokens as they come. Returning
@@ -190,16 +227,29 @@ impl Engine {
     ) -> Result<Completion, EngineError> {
         let ticket = self.submit(request.clone())?;
         let mut events = Vec::new();
+        // Tokens of the answer that the caller has seen when it cancels. A step may bring several.
+        let mut seen = request.forced.len() as u32;
+        let mut cancelled = false;
         loop {
             self.step(&mut events)?;
-            for (of, event) in events.drain(..).filter(|(of, _)| *of == ticket) {
-                debug_assert_eq!(of, ticket);
+            for (_, event) in events.drain(..).filter(|(of, _)| *of == ticket) {
                 match event {
-                    Event::Done(completion) => return Ok(completion),
+                    Event::Done(mut completion) => {
+                        if cancelled && completion.usage.completion_tokens > seen {
+                            completion.finish = Finish::Cancelled;
+                            completion.usage.completion_tokens = seen;
+                        }
+                        return Ok(completion);
+                    }
                     Event::Failed(error) => return Err(error),
+                    _ if cancelled => {}
                     event => {
+                        if let Event::Token(token) = &event {
+                            seen = token.index + 1;
+                        }
                         if on_event(&event).is_break() {
-                            self.cancel(ticket);
+                            cancelled = true;
+                            self.server.cancel(ticket);
                         }
                     }
                 }
@@ -214,9 +264,10 @@ impl Engine {
     /// Returns one row of vocabulary length per token.
     ///
     /// # Errors
-    /// When `tokens` is empty, exceeds the context, or contains an id outside the vocabulary.
+    /// When `tokens` is empty, exceeds the context or what running requests leave of the cache, or
+    /// contains an id outside the vocabulary.
     pub fn logits(
-        &self,
+        &mut self,
         tokens: &[u32],
         chunk: NonZeroUsize,
     ) -> Result<Vec<Vec<f32>>, EngineError> {
@@ -225,34 +276,32 @@ impl Engine {
             let problem = format!("{} tokens are not in 1..={}", tokens.len(), self.context_tokens);
             return Err(EngineError::InvalidRequest(problem));
         }
-        let mut cache = self.trunk.new_cache(tokens.len())?;
-        let mut rows = Vec::with_capacity(tokens.len());
-        for part in tokens.chunks(chunk.get()) {
-            rows.extend({
-                let part = self.trunk.forward(part, &mut cache, Rows::All, Product::Expanded)?;
-                part.to_vec2::<f32>()?
-            });
-        }
-        Ok(rows)
+        let flat = self.server.outputs(tokens, chunk.get(), Output::Logits)?;
+        let width = Output::Logits.width(self.server.decoder().spec());
+        Ok(flat.chunks(width.max(1)).map(<[f32]>::to_vec).collect())
     }
 
     /// Everything about a request that can be refused without computing; returns its prompt.
     fn check(&self, request: &Request) -> Result<Vec<u32>, EngineError> {
-        request.sampling.check()?;
+        let wrong = |problem: String| Err(EngineError::InvalidRequest(problem));
+        if self.server.decoder().spec().kind == Kind::Encoder {
+            return wrong("this model embeds texts and does not continue them".to_owned());
+        }
+        request.sampling.check(self.info.vocabulary_tokens as usize)?;
         if request.max_tokens == 0 {
-            return Err(EngineError::InvalidRequest("max_tokens is 0".to_owned()));
+            return wrong("max_tokens is 0".to_owned());
         }
         if request.forced.len() > request.max_tokens as usize {
-            return Err(EngineError::InvalidRequest(format!(
-                "{} forced tokens exceed max_tokens {}",
-                request.forced.len(),
-                request.max_tokens
-            )));
+            let (forced, most) = (request.forced.len(), request.max_tokens);
+            return wrong(format!("{forced} forced tokens exceed max_tokens {most}"));
+        }
+        if let Some(top) = request.logprobs.filter(|top| *top > Request::LOGPROBS_MAX) {
+            return wrong(format!("logprobs {top} is not in 0..={}", Request::LOGPROBS_MAX));
         }
         self.check_ids(&request.forced)?;
         let prompt = self.tokenise(&request.input, request.clock)?;
         if prompt.is_empty() {
-            return Err(EngineError::InvalidRequest("the prompt is empty".to_owned()));
+            return wrong("the prompt is empty".to_owned());
         }
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         if u64::from(prompt_tokens) + u64::from(request.max_tokens) > self.context_tokens.into() {
@@ -263,6 +312,27 @@ impl Engine {
             });
         }
         Ok(prompt)
+    }
+
+    /// Leading tokens of the prompt that the leading messages declared public account for: what their
+    /// rendering by themselves has in common with that of the whole.
+    fn public_tokens(&self, request: &Request, prompt: &[u32]) -> Result<usize, EngineError> {
+        let public = request.public_messages as usize;
+        let messages: &[_] = match &request.input {
+            Input::Chat(messages) => messages,
+            Input::Prompt(_) => &[],
+        };
+        let Some(leading) = messages.get(..public) else {
+            return Err(EngineError::InvalidRequest(format!(
+                "public_messages is {public}, but there are {} messages",
+                messages.len()
+            )));
+        };
+        let (Ok(template), 1..) = (&self.template, public) else { return Ok(0) };
+        // A template may refuse half a conversation; then nothing of it is known to be public.
+        let Ok(text) = template.render(leading, request.clock, false) else { return Ok(0) };
+        let tokens = self.tokenizer.encode_prompt(&text)?;
+        Ok(tokens.iter().zip(prompt).take_while(|(one, other)| one == other).count())
     }
 
     fn check_ids(&self, ids: &[u32]) -> Result<(), EngineError> {
@@ -279,129 +349,11 @@ impl Engine {
         match input {
             Input::Prompt(text) => self.tokenizer.encode_prompt(text),
             Input::Chat(messages) => match &self.template {
-                Ok(template) => self.tokenizer.encode_prompt(&template.render(messages, clock)?),
+                Ok(template) => {
+                    self.tokenizer.encode_prompt(&template.render(messages, clock, true)?)
+                }
                 Err(error) => Err(error.clone().into()),
             },
-        }
-    }
-}
-
-/// One request being answered.
-struct Run {
-    ticket: Ticket,
-    request: Request,
-    cache: Cache,
-    text: TextStream,
-    usage: Usage,
-    timings: Timings,
-    begun: Instant,
-    cancelled: bool,
-    /// Tokens of the prompt not computed yet.
-    prompt: VecDeque<u32>,
-    /// Forced tokens computed so far.
-    forced: usize,
-    /// Logits for the next token, once prompt and forced tokens are computed.
-    logits: Option<Tensor>,
-}
-
-impl Run {
-    fn new(
-        trunk: &Trunk,
-        ticket: Ticket,
-        request: Request,
-        prompt: Vec<u32>,
-    ) -> Result<Self, EngineError> {
-        Ok(Self {
-            ticket,
-            text: TextStream::new(&request.stop)?,
-            cache: trunk.new_cache(prompt.len() + request.max_tokens as usize)?,
-            usage: Usage { prompt_tokens: prompt.len() as u32, ..Usage::default() },
-            request,
-            timings: Timings::default(),
-            begun: Instant::now(),
-            cancelled: false,
-            prompt: prompt.into(),
-            forced: 0,
-            logits: None,
-        })
-    }
-
-    /// Computes the next part of the prompt, the next forced token, or the next token.
-    fn advance(&mut self, engine: &Engine, out: &mut dyn FnMut(Event)) -> Result<(), EngineError> {
-        if self.cancelled {
-            out(self.done(Finish::Cancelled));
-            return Ok(());
-        }
-        if !self.prompt.is_empty() {
-            let part: Vec<u32> =
-                self.prompt.drain(..self.prompt.len().min(PREFILL_CHUNK_TOKENS)).collect();
-            self.logits = Some(self.forward(engine, &part, Product::Expanded)?);
-            out(self.progress());
-        } else if let Some(&id) = self.request.forced.get(self.forced) {
-            self.forced += 1;
-            self.usage.completion_tokens += 1;
-            // What earlier attempts showed is dropped; what they held back is still held back.
-            if let Some(finish) = self.accept(engine, id).1 {
-                out(self.done(finish));
-                return Ok(());
-            }
-            self.logits = Some(self.forward(engine, &[id], Product::Quantised)?);
-            out(self.progress());
-        } else if let Some(logits) = self.logits.take() {
-            let index = self.usage.completion_tokens;
-            if index as usize == self.request.forced.len() {
-                self.timings.prefill_us = micros(self.begun);
-                self.begun = Instant::now();
-            }
-            let row = logits.flatten_all()?.to_vec1::<f32>()?;
-            let id = self.request.sampling.choose(&row, index)?;
-            self.usage.completion_tokens += 1;
-            let (text, finish) = self.accept(engine, id);
-            out(Event::Token(Token { index, id, text }));
-            match finish {
-                Some(finish) => out(self.done(finish)),
-                None => self.logits = Some(self.forward(engine, &[id], Product::Quantised)?),
-            }
-        }
-        Ok(())
-    }
-
-    fn done(&mut self, finish: Finish) -> Event {
-        match self.usage.completion_tokens as usize > self.request.forced.len() {
-            true => self.timings.decode_us = micros(self.begun),
-            false => self.timings.prefill_us = micros(self.begun),
-        }
-        Event::Done(Completion { finish, usage: self.usage, timings: self.timings })
-    }
-
-    fn forward(
-        &mut self,
-        engine: &Engine,
-        tokens: &[u32],
-        product: Product,
-    ) -> Result<Tensor, EngineError> {
-        Ok(engine.trunk.forward(tokens, &mut self.cache, Rows::Last, product)?)
-    }
-
-    fn progress(&self) -> Event {
-        Event::Prefilled {
-            done_tokens: self.cache.len() as u32,
-            total_tokens: self.usage.prompt_tokens + self.request.forced.len() as u32,
-        }
-    }
-
-    /// Takes the next token of the answer: the text that it sets free, and whether it is the last.
-    /// The text of a last token includes everything that was held back.
-    fn accept(&mut self, engine: &Engine, id: u32) -> (String, Option<Finish>) {
-        if engine.tokenizer.is_end(id) {
-            return (self.text.finish(), Some(Finish::Stop));
-        }
-        match self.text.push(&engine.tokenizer.bytes(id)) {
-            Released::Stopped(text) => (text, Some(Finish::StopString)),
-            Released::Text(text) if self.usage.completion_tokens >= self.request.max_tokens => {
-                (text + &self.text.finish(), Some(Finish::Length))
-            }
-            Released::Text(text) => (text, None),
         }
     }
 }
@@ -416,28 +368,39 @@ fn check_threads(wanted: Option<NonZeroUsize>) -> Result<(), EngineError> {
     }
 }
 
-fn check_memory(
+/// Tokens that the cache is to hold.
+///
+/// # Errors
+/// [`EngineError::Memory`] when weights and that much cache exceed the budget.
+fn plan_cache(
     info: &ModelInfo,
     context_tokens: u32,
-    budget_mib: Option<u64>,
-) -> Result<(), EngineError> {
-    let need_mib = info.memory_mib(context_tokens);
-    match budget_mib {
-        Some(budget_mib) if need_mib > budget_mib => {
-            let weights_mib = info.memory_mib(0);
-            Err(EngineError::Memory {
-                need_mib,
-                weights_mib,
-                cache_mib: need_mib - weights_mib,
-                context_tokens,
-                budget_mib,
-                context_fits: info.context_that_fits(budget_mib),
-            })
-        }
-        _ => Ok(()),
+    options: &LoadOptions,
+) -> Result<u32, EngineError> {
+    let budget_mib = options.memory_mib.or_else(info::available_mib);
+    let need_tokens = options.cache_tokens.unwrap_or(context_tokens);
+    let need_mib = info.memory_mib(need_tokens);
+    let Some(budget_mib) = budget_mib else { return Ok(need_tokens) };
+    if need_mib > budget_mib {
+        let weights_mib = info.memory_mib(0);
+        return Err(EngineError::Memory {
+            need_mib,
+            weights_mib,
+            cache_mib: need_mib - weights_mib,
+            context_tokens: need_tokens,
+            budget_mib,
+            context_fits: info.context_that_fits(budget_mib),
+        });
     }
+    if options.cache_tokens.is_some() {
+        return Ok(need_tokens);
+    }
+    let room_bytes = budget_mib.saturating_mul(1 << 20).saturating_sub(info.weights_bytes);
+    let fits = room_bytes / info.cache_bytes_per_token.max(1);
+    let wanted = u64::from(context_tokens) * u64::from(CACHE_CONTEXTS_DEFAULT);
+    Ok(u32::try_from(wanted.min(fits)).unwrap_or(u32::MAX).max(context_tokens))
 }
 
-fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

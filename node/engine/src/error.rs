@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::gguf::GgufError;
+use crate::files::gguf::GgufError;
+use crate::files::safetensors::SafetensorsError;
 
 /// Who can do something about an [`EngineError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,14 @@ pub enum EngineError {
     /// The file is not a well-formed GGUF file.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// A file of a folder is not a well-formed safetensors file.
+    #[error("{}: {source}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SafetensorsError,
+    },
     /// The weights belong to a family that this build has no description of.
     #[error("architecture \"{name}\" is not supported (supported: {supported})")]
     UnsupportedArchitecture {
@@ -127,6 +136,23 @@ pub enum EngineError {
         /// Tokens that the loaded engine can hold.
         context_tokens: u32,
     },
+    /// Prompt and answer do not fit the page cache, even with nothing else in it.
+    #[error(
+        "the request may need {need_tokens} tokens of cache (prompt and answer), \
+         {cache_tokens} can be had: ask for a shorter answer, or load with a larger cache_tokens"
+    )]
+    CacheExceeded {
+        /// Tokens of prompt and answer.
+        need_tokens: u64,
+        /// Tokens that the cache can hold for it.
+        cache_tokens: u64,
+    },
+    /// Too many requests wait already.
+    #[error("{waiting} requests are waiting already; try again later")]
+    Busy {
+        /// How many wait.
+        waiting: usize,
+    },
     /// The request contradicts itself or exceeds a bound.
     #[error("request: {0}")]
     InvalidRequest(String),
@@ -147,7 +173,11 @@ impl EngineError {
         match self {
             Self::ContextExceeded { .. } | Self::InvalidRequest(_) => Fault::Request,
             Self::Template(error) => error.fault(),
-            Self::Io { .. } | Self::Memory { .. } | Self::Threads { .. } => Fault::Machine,
+            Self::Io { .. }
+            | Self::Memory { .. }
+            | Self::Threads { .. }
+            | Self::CacheExceeded { .. }
+            | Self::Busy { .. } => Fault::Machine,
             Self::Compute(_) => Fault::Internal,
             _ => Fault::Model,
         }

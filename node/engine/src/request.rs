@@ -37,7 +37,38 @@ pub struct Request {
     pub researcher: Option<[u8; 32]>,
     /// Leading messages of a chat that are declared public: what was computed for them may be used for
     /// other researchers' requests too.
+    /// Raw prompts have none.
     pub public_messages: u32,
+    /// The adapter to compute with, by the digest under which it was loaded; None is the plain model.
+    pub adapter: Option<[u8; 32]>,
+    /// Report how likely each token was, and this many of the most likely alternatives, at most
+    /// [`Request::LOGPROBS_MAX`].
+    pub logprobs: Option<u32>,
+    /// Report the prompt's tokens too ([`Event::Prompt`]); with `logprobs`, also how likely they were,
+    /// for which the whole prompt is computed anew.
+    pub echo: bool,
+}
+
+impl Request {
+    /// Most alternatives to report per token.
+    pub const LOGPROBS_MAX: u32 = 20;
+
+    /// A greedy request that shares with nobody and asks for nothing special; change what is to differ.
+    pub fn new(input: Input, max_tokens: u32) -> Self {
+        Self {
+            input,
+            max_tokens,
+            sampling: Sampling::GREEDY,
+            stop: Vec::new(),
+            forced: Vec::new(),
+            clock: 0,
+            researcher: None,
+            public_messages: 0,
+            adapter: None,
+            logprobs: None,
+            echo: false,
+        }
+    }
 }
 
 /// Names a request from [`crate::Engine::submit`] on.
@@ -55,6 +86,8 @@ pub enum Event {
         /// Tokens to compute before the first new one.
         total_tokens: u32,
     },
+    /// The next tokens of a prompt that is to be echoed.
+    Prompt(Vec<PromptToken>),
     /// A token was chosen.
     Token(Token),
     /// The answer is complete; nothing follows.
@@ -73,6 +106,43 @@ pub struct Token {
     /// Text that can now be shown: nothing, part of this token's text, or also text of earlier tokens
     /// that was held back. The texts of all tokens together are the answer.
     pub text: String,
+    /// How likely it was, if that was asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// A token of an echoed prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptToken {
+    /// Position in the prompt, from 0. A request that is tried again reports from 0 again.
+    pub index: u32,
+    /// Id in the model's vocabulary.
+    pub id: u32,
+    /// Text as in [`Token`]; the texts of all tokens together are the prompt, without control tokens.
+    pub text: String,
+    /// How likely it was, if that was asked for; nothing is said of the first.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// How likely a token was, and what else was likely, by the model's own softmax: before temperature,
+/// penalties and biases.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logprobs {
+    /// The token itself.
+    pub chosen: Likelihood,
+    /// The most likely ones in descending order; the token itself may be among them.
+    pub top: Vec<Likelihood>,
+}
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Likelihood {
+    /// Id in the model's vocabulary.
+    pub id: u32,
+    /// The bytes that it stands for: nothing for control tokens, possibly part of a character.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability, in millionths; an integer, so that it travels in signed
+    /// messages.
+    pub logprob_micro: i32,
 }
 
 /// Why an answer ended.

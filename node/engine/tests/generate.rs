@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use allmend_engine::{
     ChatMessage, Completion, Engine, EngineError, Event, Fault, Finish, Input, LoadOptions,
-    ModelInfo, Request, Sampling, Token,
+    ModelInfo, Request, Sampling, ServeOptions, Token,
 };
 
 fn engine() -> Engine {
@@ -16,20 +16,11 @@ fn engine() -> Engine {
 }
 
 fn request(max_tokens: u32) -> Request {
-    Request {
-        input: Input::Prompt("Once upon a time".to_owned()),
-        max_tokens,
-        sampling: Sampling::GREEDY,
-        stop: Vec::new(),
-        forced: Vec::new(),
-        clock: 0,
-        researcher: None,
-        public_messages: 0,
-    }
+    Request::new(Input::Prompt("Once upon a time".to_owned()), max_tokens)
 }
 
 fn warm(seed: u64) -> Sampling {
-    Sampling { temperature_milli: 1_500, top_k: 60, top_p_milli: 980, seed }
+    Sampling { temperature_milli: 1_500, top_k: 60, top_p_milli: 980, seed, ..Sampling::GREEDY }
 }
 
 fn run(engine: &mut Engine, request: &Request) -> (Vec<Token>, Completion) {
@@ -95,7 +86,7 @@ fn resumed_answers_equal_uninterrupted_ones() {
     let mut engine = engine();
     for sampling in [Sampling::GREEDY, warm(3), warm(4), warm(5)] {
         for stop in [vec![], vec!["qz".to_owned(), "\u{fffd}\u{fffd}\u{fffd}".to_owned()]] {
-            let whole = Request { sampling, stop, ..request(48) };
+            let whole = Request { sampling: sampling.clone(), stop, ..request(48) };
             let (tokens, completion) = run(&mut engine, &whole);
             for cut in 0..=tokens.len() {
                 let forced = ids(&tokens[..cut]);
@@ -158,6 +149,10 @@ fn cancelling_takes_effect_between_tokens_and_between_chunks() {
         .unwrap();
     assert_eq!((seen, completion.finish), (4, Finish::Cancelled));
     assert_eq!(completion.usage.completion_tokens, 5);
+    let (_dir, path) = support::file(&support::tiny_model("llama").to_bytes());
+    let serve = ServeOptions { step_rows_max: 128, ..ServeOptions::default() };
+    let options = LoadOptions { serve, ..LoadOptions::default() };
+    let mut engine = Engine::load(&path, &options).unwrap();
     let long = Request { input: Input::Prompt("a".repeat(150)), ..request(4) };
     let mut steps = Vec::new();
     let completion = engine

@@ -64,14 +64,16 @@ fn load_and_run(path: &std::path::Path) -> Result<(), EngineError> {
     let message = allmend_engine::ChatMessage { role: "user".into(), content: "Hi".into() };
     for input in [Input::Prompt("ab".to_owned()), Input::Chat(vec![message])] {
         let request = Request {
-            input,
-            max_tokens: 2,
-            sampling: Sampling { temperature_milli: 700, top_k: 5, top_p_milli: 900, seed: 1 },
+            sampling: Sampling {
+                temperature_milli: 700,
+                top_k: 5,
+                top_p_milli: 900,
+                seed: 1,
+                ..Sampling::GREEDY
+            },
             stop: vec!["zz".to_owned()],
             forced: vec![5],
-            clock: 0,
-            researcher: None,
-            public_messages: 0,
+            ..Request::new(input, 2)
         };
         engine.generate(&request, &mut |_| ControlFlow::Continue(()))?;
     }
@@ -105,7 +107,7 @@ fn errors_name_what_is_wrong() {
         (good().u32("llama.embedding_length", 64), "has shape"),
         (good().u32("llama.feed_forward_length", 32), "has shape"),
         (good().u32("llama.expert_count", 8), "mixture of experts"),
-        (good().u32("llama.rope.dimension_count", 4), "partial rotation"),
+        (good().u32("llama.rope.dimension_count", 10), "cannot be rotated in pairs"),
         (good().string("llama.rope.scaling.type", "yarn"), "yarn"),
         (good().f32("llama.rope.freq_base", f32::NAN), "should be a finite number"),
         (good().f32("llama.rope.freq_base", -1.0), "is not in 1..="),

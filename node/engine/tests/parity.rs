@@ -11,7 +11,7 @@ use allmend_engine::{Engine, LoadOptions};
 fn logits_match_the_reference() {
     for family in support::FAMILIES {
         let (_dir, path) = support::file(&support::tiny_model(family).to_bytes());
-        let engine = Engine::load(&path, &LoadOptions::default()).unwrap();
+        let mut engine = Engine::load(&path, &LoadOptions::default()).unwrap();
         let expected = support::safetensors(&format!("{family}/expected.safetensors"));
         let ids = expected["ids"].to_vec2::<i64>().unwrap();
         let logits = expected["logits"].to_vec3::<f32>().unwrap();
@@ -31,7 +31,7 @@ fn logits_match_the_reference() {
 fn missing_rope_scaling_is_noticed() {
     let writer = support::tiny_model("llama3_rope").without("rope_freqs.weight");
     let (_dir, path) = support::file(&writer.to_bytes());
-    let engine = Engine::load(&path, &LoadOptions::default()).unwrap();
+    let mut engine = Engine::load(&path, &LoadOptions::default()).unwrap();
     let expected = support::safetensors("llama3_rope/expected.safetensors");
     let ids: Vec<u32> = expected["ids"].to_vec2::<i64>().unwrap()[0]
         .iter()

@@ -18,17 +18,14 @@ fn engine() -> Engine {
 
 fn chat(question: &str, max_tokens: u32) -> Request {
     Request {
-        input: Input::Chat(vec![ChatMessage {
-            role: "user".to_owned(),
-            content: question.to_owned(),
-        }]),
-        max_tokens,
-        sampling: Sampling::GREEDY,
-        stop: Vec::new(),
-        forced: Vec::new(),
         clock: 1_795_444_245,
-        researcher: None,
-        public_messages: 0,
+        ..Request::new(
+            Input::Chat(vec![ChatMessage {
+                role: "user".to_owned(),
+                content: question.to_owned(),
+            }]),
+            max_tokens,
+        )
     }
 }
 
@@ -78,7 +75,16 @@ fn resumed_answers_equal_uninterrupted_ones() {
     let long = "Tell me about the commons. ".repeat(17);
     for (sampling, cuts) in [
         (Sampling::GREEDY, [1, 12]),
-        (Sampling { temperature_milli: 900, top_k: 40, top_p_milli: 950, seed: 42 }, [4, 11]),
+        (
+            Sampling {
+                temperature_milli: 900,
+                top_k: 40,
+                top_p_milli: 950,
+                seed: 42,
+                ..Sampling::GREEDY
+            },
+            [4, 11],
+        ),
     ] {
         let whole = Request { sampling, ..chat(&long, 12) };
         let (tokens, completion) = run(&mut engine, &whole);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use allmend_protocol::advert::{ADVERT_LIST_MAX, DeviceCapacity, ModelHeld};
+use allmend_protocol::advert::{ADVERT_LIST_MAX, ModelHeld};
 use allmend_protocol::ids::{Digest, MessageId};
 use allmend_protocol::receipt::Settlement;
 use allmend_scheduler::io::{Input, LocalState};
@@ -123,24 +123,8 @@ impl Capacity {
 
     /// As the core wants it.
     pub(crate) fn state(&self, draining: Option<String>) -> LocalState {
-        // A job has one model, and a model no more than its worker's share.
-        let memory_mib = self.device.memory_per_worker_mib(&self.config.limits);
-        let cpu = DeviceCapacity {
-            kind: allmend_protocol::advert::DeviceKind::Cpu,
-            name: self
-                .device
-                .cpu
-                .model
-                .as_deref()
-                .unwrap_or(self.device.cpu.architecture)
-                .chars()
-                .take(100)
-                .collect(),
-            memory_mib,
-            cores: self.device.cpu.allowed,
-        };
         LocalState {
-            devices: vec![cpu],
+            devices: self.device.advertised(&self.config.limits),
             slots_total: self.slots(),
             models: self.models().cloned().collect(),
             fetchable: Vec::new(),

@@ -24,19 +24,18 @@ pub(super) fn request(
         ),
     };
     Request {
-        input,
-        max_tokens: work.max_tokens,
         sampling: Sampling {
             temperature_milli: milli(work.temperature),
             top_k: work.top_k,
             top_p_milli: milli(work.top_p).min(1_000),
             seed: work.seed,
+            ..Sampling::GREEDY
         },
         stop,
         forced,
         clock: i64::try_from(work.clock.as_ms() / 1_000).unwrap_or(i64::MAX),
         researcher: Some(*researcher.as_bytes()),
-        public_messages: 0,
+        ..Request::new(input, work.max_tokens)
     }
 }
 

@@ -103,6 +103,7 @@ impl<W: Write> Serving<W> {
                     context_tokens: Some(context_tokens_max),
                     memory_mib: Some(memory_mib),
                     slots: NonZeroUsize::new(usize::from(slots)),
+                    ..LoadOptions::default()
                 };
                 let said = match Engine::load(&path, &options) {
                     Ok(engine) => {

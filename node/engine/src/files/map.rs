@@ -1,0 +1,42 @@
+//! Maps files into memory for reading: the one place outside the kernels that needs `unsafe`.
+
+use std::fs::File;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::error::EngineError;
+
+/// Maps a model file for reading.
+///
+/// # Errors
+/// When it is no regular file or the operating system refuses.
+#[allow(unsafe_code)]
+pub(crate) fn map(path: &Path) -> Result<Mmap, EngineError> {
+    let io = |source| EngineError::Io { path: path.to_owned(), source };
+    // Asked before opening, which would wait for a writer if the path were a pipe.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(io(std::io::Error::other("not a regular file")));
+    }
+    let file = File::open(path).map_err(io)?;
+    // SAFETY: the mapping is read-only and private to us. Were the file truncated while mapped, reads
+    // would fault; models live in a content-addressed store whose files are never changed in place,
+    // and the engine runs in a worker process that may die alone.
+    unsafe { Mmap::map(&file) }.map_err(io)
+}
+
+/// Reads a small text file whole.
+///
+/// # Errors
+/// When it cannot be read or is longer than `bytes_max`.
+pub(crate) fn read_small(path: &Path, bytes_max: u64) -> Result<Vec<u8>, EngineError> {
+    let map = map(path)?;
+    if map.len() as u64 > bytes_max {
+        let problem = format!("{} bytes, the limit is {bytes_max}", map.len());
+        return Err(EngineError::Io {
+            path: path.to_owned(),
+            source: std::io::Error::other(problem),
+        });
+    }
+    Ok(map.to_vec())
+}

@@ -1,0 +1,172 @@
+//! Logits and embeddings of a checkpoint by itself, without tokenizer or scheduling: for comparing
+//! implementations with each other and with reference values.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use crate::adapter::Adapter;
+use crate::candle::CandleDecoder;
+use crate::decoder::{Batch, Decoder, Output, PAGE_TOKENS, PageId, Row, SequenceView};
+use crate::embed;
+use crate::error::EngineError;
+use crate::files::checkpoint::Checkpoint;
+use crate::spec::Kind;
+use crate::spec::pooling::Pooling;
+
+/// Which of the ways through a model to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Way {
+    /// Plain candle operations on the CPU.
+    Candle,
+}
+
+impl Way {
+    /// All that this build has.
+    pub const ALL: &[Self] = &[Self::Candle];
+}
+
+/// A model to compute with, in one way.
+pub struct Model {
+    decoder: Box<dyn Decoder>,
+    adapter: Option<Arc<Adapter>>,
+    pooling: Option<Pooling>,
+}
+
+impl Model {
+    /// Opens a GGUF file or a folder, with room for `tokens` tokens in all sequences together.
+    ///
+    /// # Errors
+    /// Everything that can be wrong with a model.
+    pub fn open(path: &Path, way: Way, tokens: usize) -> Result<Self, EngineError> {
+        let checkpoint = Checkpoint::open(path)?;
+        let pages = tokens.div_ceil(PAGE_TOKENS).max(1);
+        let decoder: Box<dyn Decoder> = match way {
+            Way::Candle => Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?),
+        };
+        let pooling = if path.is_dir() { Pooling::read(path)? } else { None };
+        Ok(Self { decoder, adapter: None, pooling })
+    }
+
+    /// Computes with a PEFT adapter from here on.
+    ///
+    /// # Errors
+    /// When the adapter is damaged or was made for another model.
+    pub fn adapt(&mut self, folder: &Path) -> Result<(), EngineError> {
+        self.adapter = Some(Arc::new(Adapter::read(folder, self.decoder.spec())?));
+        Ok(())
+    }
+
+    /// The sequence is computed at once: an encoder, which neither takes chunks nor continues.
+    pub fn bidirectional(&self) -> bool {
+        self.decoder.spec().kind == Kind::Encoder
+    }
+
+    /// Longest sequence, in tokens.
+    pub fn context(&self) -> usize {
+        self.decoder.spec().context
+    }
+
+    /// Logits after every token of every sequence. All sequences are computed together, `chunk` tokens
+    /// of each at a time, so that long ones go on alone when short ones have ended.
+    ///
+    /// # Shapes
+    /// Returns, per sequence, a row of vocabulary length per token.
+    ///
+    /// # Errors
+    /// When a sequence is empty or they do not fit the room together.
+    pub fn logits(
+        &mut self,
+        sequences: &[&[u32]],
+        chunk: NonZeroUsize,
+    ) -> Result<Vec<Vec<Vec<f32>>>, EngineError> {
+        let tables = tables(sequences, self.decoder.pages())?;
+        let views: Vec<SequenceView<'_>> = tables
+            .iter()
+            .map(|pages| SequenceView { pages, adapter: self.adapter.as_ref() })
+            .collect();
+        let vocab = self.decoder.spec().vocab;
+        let mut logits: Vec<Vec<Vec<f32>>> = vec![Vec::new(); sequences.len()];
+        let (mut rows, mut out) = (Vec::new(), Vec::new());
+        let room = self.decoder.rows_max();
+        loop {
+            rows.clear();
+            for (sequence, tokens) in sequences.iter().enumerate() {
+                let done = logits[sequence].len();
+                let len = chunk.get().min(tokens.len() - done).min(room - rows.len());
+                rows.extend(
+                    tokens[done..done + len].iter().zip(done..).map(|(&token, position)| Row {
+                        sequence,
+                        position,
+                        token,
+                        wanted: true,
+                    }),
+                );
+            }
+            if rows.is_empty() {
+                return Ok(logits);
+            }
+            let batch = Batch { sequences: &views, rows: &rows };
+            self.decoder.forward(&batch, Output::Logits, &mut out)?;
+            for (row, values) in rows.iter().zip(out.chunks_exact(vocab)) {
+                logits[row.sequence].push(values.to_vec());
+            }
+        }
+    }
+
+    /// Continues a prompt with the most probable token, `len` times, token by token.
+    ///
+    /// # Shapes
+    /// Returns the tokens, and for each the logits that it was chosen from.
+    ///
+    /// # Errors
+    /// As [`Model::logits`].
+    pub fn greedy(
+        &mut self,
+        prompt: &[u32],
+        len: usize,
+    ) -> Result<Vec<(u32, Vec<f32>)>, EngineError> {
+        let mut sequence = prompt.to_vec();
+        let mut chosen = Vec::with_capacity(len);
+        for _ in 0..len {
+            let rows = self.logits(&[&sequence], NonZeroUsize::MAX)?;
+            let row = rows.into_iter().flatten().next_back().unwrap_or_default();
+            let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+            let token = best.map_or(0, |(index, _)| index as u32);
+            sequence.push(token);
+            chosen.push((token, row));
+        }
+        Ok(chosen)
+    }
+
+    /// Embeds texts, given as token ids with their special tokens.
+    ///
+    /// # Errors
+    /// When the model says nothing about pooling, or a text is empty or too long.
+    pub fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let pooling = self.pooling.ok_or_else(|| {
+            let problem = "is missing: the model says nothing about embeddings";
+            EngineError::metadata("modules.json", problem)
+        })?;
+        embed::embed(self.decoder.as_mut(), pooling, texts)
+    }
+}
+
+/// Consecutive pages for each sequence.
+fn tables(sequences: &[&[u32]], pages: usize) -> Result<Vec<Vec<PageId>>, EngineError> {
+    let mut next = 0;
+    let mut tables = Vec::with_capacity(sequences.len());
+    for tokens in sequences {
+        let end = next + tokens.len().div_ceil(PAGE_TOKENS);
+        if tokens.is_empty() || end > pages {
+            let problem = "a sequence is empty, or there is no room for all of them";
+            return Err(EngineError::InvalidRequest(problem.to_owned()));
+        }
+        tables.push((next as PageId..end as PageId).collect());
+        next = end;
+    }
+    Ok(tables)
+}

@@ -19,7 +19,7 @@ const PROMPTS: [&str; 3] = [
     "Why should people drink enough water?",
     "Why are bees important for farmers?",
 ];
-const MAX_TOKENS: u32 = 120;
+const MAX_TOKENS: u32 = 80;
 /// A fast machine may finish one before the last has begun.
 const TRIES_MAX: u32 = 5;
 /// Tokens that each job has written before the kill: some are on their way home, some have arrived.

@@ -1,6 +1,9 @@
 //! What the way through the federation costs: the same prompt through command line, home node and
 //! remote node, and through the engine alone, in turn, on one machine.
 //!
+//! Each round has a prompt of its own: the node would have kept the last one's for its researcher, and
+//! the engine alone would not.
+//!
 //! Rounds alternate so that whatever else the machine does falls on both; the figures are medians.
 //! Only one of the two computes at any time.
 
@@ -117,15 +120,15 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
 
     narrator.step("The engine alone is loaded");
     let mut engine = Alone::start(&example, &model, options, threads)?;
-    narrator.tick(&format!("a prompt of {} tokens", options.prompt_tokens));
+    narrator.tick(&format!("prompts of {} tokens", options.prompt_tokens));
     let prompt = scratch.path().join("prompt");
-    std::fs::write(&prompt, &engine.prompt)?;
 
     narrator.step("In turn");
     let (mut rounds, mut answer_tokens) = (Vec::new(), 0);
     for round in 0..WARM_UP_ROUNDS + options.rounds {
+        let (alone, alone_answer, text) = engine.run(round)?;
+        std::fs::write(&prompt, &text)?;
         let (through, answer, tokens) = ask(&researcher, &prompt, options.answer_tokens)?;
-        let (alone, alone_answer) = engine.run()?;
         ensure!(answer == alone_answer, "the answers differ:\n{answer:?}\n{alone_answer:?}");
         if round < WARM_UP_ROUNDS {
             continue;
@@ -216,7 +219,6 @@ struct Alone {
     group: Group,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
-    prompt: String,
 }
 
 impl Alone {
@@ -236,21 +238,21 @@ impl Alone {
         let mut group = Group::spawn(&mut command).context("the engine cannot be started")?;
         let stdin = group.child().stdin.take();
         let stdout = BufReader::new(group.child().stdout.take().context("no pipe")?);
-        let mut alone = Alone { group, stdin, stdout, prompt: String::new() };
-        let ready = alone.line()?;
-        alone.prompt = text(&ready, "prompt").to_owned();
+        let mut alone = Alone { group, stdin, stdout };
+        alone.line()?;
         Ok(alone)
     }
 
-    fn run(&mut self) -> anyhow::Result<(Figures, String)> {
-        self.stdin.as_mut().context("no pipe")?.write_all(b"\n")?;
+    /// Times, answer and prompt of a round.
+    fn run(&mut self, round: u32) -> anyhow::Result<(Figures, String, String)> {
+        writeln!(self.stdin.as_mut().context("no pipe")?, "Round {round}")?;
         let said = self.line()?;
         let float = |key: &str| said[key].as_f64().with_context(|| format!("no {key}"));
         let figures = Figures {
             first_token_ms: float("first_token_ms")?,
             tokens_per_s: float("tokens_per_s")?,
         };
-        Ok((figures, text(&said, "text").to_owned()))
+        Ok((figures, text(&said, "text").to_owned(), text(&said, "prompt").to_owned()))
     }
 
     fn line(&mut self) -> anyhow::Result<Value> {

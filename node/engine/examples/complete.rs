@@ -3,9 +3,11 @@
 //! ```text
 //! RAYON_NUM_THREADS=2 cargo run --release -p allmend-engine --example complete -- MODEL.gguf PROMPT_TOKENS ANSWER_TOKENS
 //! ```
-//! The first line printed is `{"prompt": …, "prompt_tokens": …}`, once the model is loaded and has
-//! answered once. Each line then read from standard input is answered by one run on that prompt:
-//! `{"first_token_ms": …, "tokens": …, "tokens_per_s": …, "text": …}`. Ends with its input.
+//! The first line printed is `{"prompt_tokens": …}`, once the model is loaded and has answered once.
+//! Each line then read from standard input is answered by one run on a prompt that begins with it:
+//! `{"prompt": …, "first_token_ms": …, "tokens": …, "tokens_per_s": …, "text": …}`. Different lines have
+//! no page of prompt in common, so that whoever keeps prompts has none of a new line's. Ends with its
+//! input.
 
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -26,11 +28,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let (prompt_tokens, answer_tokens) = (number()?, number()?);
     let mut engine = Engine::load(&path, &LoadOptions::default())?;
-    let prompt = prompt_of(&engine, prompt_tokens as usize)?;
+    let prompt = prompt_of(&engine, prompt_tokens as usize, "At first")?;
     run(&mut engine, &prompt, answer_tokens)?;
-    say(&serde_json::json!({ "prompt": prompt, "prompt_tokens": prompt_tokens }))?;
+    say(&serde_json::json!({ "prompt_tokens": prompt_tokens }))?;
     for line in std::io::stdin().lock().lines() {
-        line?;
+        let prompt = prompt_of(&engine, prompt_tokens as usize, &line?)?;
         say(&run(&mut engine, &prompt, answer_tokens)?)?;
     }
     Ok(())
@@ -59,6 +61,7 @@ fn run(
     let first = times.first().copied().unwrap_or(f64::NAN);
     let last = times.last().copied().unwrap_or(f64::NAN);
     Ok(serde_json::json!({
+        "prompt": prompt,
         "first_token_ms": first * 1e3,
         "tokens": times.len(),
         "tokens_per_s": (times.len() as f64 - 1.0) / (last - first),
@@ -66,10 +69,10 @@ fn run(
     }))
 }
 
-/// Prose of exactly the wanted number of tokens, that asks for more.
-fn prompt_of(engine: &Engine, tokens: usize) -> Result<String, EngineError> {
+/// Prose of exactly the wanted number of tokens, that begins with `start` and asks for more.
+fn prompt_of(engine: &Engine, tokens: usize, start: &str) -> Result<String, EngineError> {
     let words = ["The", " common", " land", " of", " a", " village", " feeds", " many", " herds"];
-    let mut text = String::new();
+    let mut text = format!("{start}:");
     for word in words.iter().cycle() {
         let longer = format!("{text}{word}");
         if engine.count_tokens(&Input::Prompt(longer.clone()), 0)? > tokens {

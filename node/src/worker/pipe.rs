@@ -98,6 +98,23 @@ pub enum FromWorker {
     },
 }
 
+impl FromWorker {
+    /// The run that it is about, if it is about one.
+    pub fn run(&self) -> Option<u64> {
+        match self {
+            FromWorker::Loaded { .. } | FromWorker::NotLoaded { .. } => None,
+            FromWorker::Prefilled { run, .. }
+            | FromWorker::Token { run, .. }
+            | FromWorker::Ended { run, .. } => Some(*run),
+        }
+    }
+
+    /// Whether a run has only moved on, and neither begun nor ended.
+    pub fn moves_a_run_on(&self) -> bool {
+        matches!(self, FromWorker::Prefilled { .. } | FromWorker::Token { .. })
+    }
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

@@ -24,8 +24,6 @@ pub(super) fn request(
         ),
     };
     Request {
-        input,
-        max_tokens: work.max_tokens,
         sampling: Sampling {
             temperature_milli: milli(work.temperature),
             top_k: work.top_k,
@@ -37,8 +35,7 @@ pub(super) fn request(
         forced,
         clock: i64::try_from(work.clock.as_ms() / 1_000).unwrap_or(i64::MAX),
         researcher: Some(*researcher.as_bytes()),
-        public_messages: 0,
-        ..Request::new(Input::Prompt(String::new()), 1)
+        ..Request::new(input, work.max_tokens)
     }
 }
 

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::gguf_writer::GgufWriter;
 
 /// A condition that has not come true by then never will.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// More tokens than any test waits for: a run that only ends when something ends it.
 pub(crate) const ENDLESS: u32 = 60_000;
 const CONTEXT: u32 = 65_536;
@@ -194,7 +194,7 @@ impl Followed {
         prompt: &str,
         max: u32,
     ) -> Followed {
-        let (run, mut events) = run(model, slot, prompt, max, 1_024);
+        let (run, mut events) = run(model, slot, prompt, max, 256);
         let cancel = run.cancel.clone();
         let (sender, seen) = watch::channel(Seen::default());
         let reader = tokio::spawn(async move {
@@ -239,7 +239,7 @@ impl Followed {
 
     /// Waits for many more tokens than may be on their way: the run goes on.
     pub(crate) async fn goes_on(&self) {
-        let more = self.now().ids.len() + 3_000;
+        let more = self.now().ids.len() + 2_000;
         self.until("more tokens", |seen| seen.ids.len() >= more).await;
         assert!(self.now().ended.is_none());
     }

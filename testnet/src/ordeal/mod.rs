@@ -14,6 +14,7 @@ pub mod stranger;
 pub mod strangers;
 pub mod taps;
 pub mod versions;
+pub mod worker;
 mod wrapper;
 
 use std::io::Write as _;
@@ -44,6 +45,8 @@ pub enum Ordeal {
     Netns,
     /// Nodes of two protocol versions together
     Versions,
+    /// Kill a worker under several jobs; each goes on, with the same answer
+    Worker,
 }
 
 impl Ordeal {
@@ -58,6 +61,7 @@ impl Ordeal {
             Ordeal::Privacy => print(&privacy::run()?),
             Ordeal::Netns => print(&netns::run()?),
             Ordeal::Versions => print(&versions::run()?),
+            Ordeal::Worker => print(&worker::run()?),
         }
     }
 }

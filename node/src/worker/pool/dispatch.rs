@@ -95,7 +95,14 @@ impl Dispatcher {
                 },
                 // The dispatcher holds a sender itself, so this never ends.
                 Some(note) = self.noted.recv() => match note {
-                    Note::Said(worker, said) => self.said(worker, said),
+                    Note::Said(worker, said) => {
+                        let moves_on = said.moves_a_run_on();
+                        self.said(worker, said);
+                        if moves_on {
+                            // Most of what is said; who runs where is as it was.
+                            continue;
+                        }
+                    }
                     Note::Gone(worker, why) => self.gone(worker, &why),
                     Note::Cancel(run) => self.cancel(run),
                 },
@@ -209,14 +216,8 @@ impl Dispatcher {
     }
 
     fn said(&mut self, worker: WorkerId, said: FromWorker) {
-        let run = match &said {
-            FromWorker::Loaded { .. } | FromWorker::NotLoaded { .. } => None,
-            FromWorker::Prefilled { run, .. }
-            | FromWorker::Token { run, .. }
-            | FromWorker::Ended { run, .. } => Some(*run),
-        };
         // A worker may speak of its own runs only.
-        if let Some(run) = run
+        if let Some(run) = said.run()
             && self.runs.get(&run).is_none_or(|live| live.worker != Some(worker))
         {
             tracing::warn!("a worker spoke of a run that it does not have");

@@ -98,10 +98,10 @@ unsafe fn panels<S: Simd, L: Format, const T: usize, const R: usize>(
     unsafe {
         for block in 0..blocks {
             let at = tile.add(block * layout.bytes());
-            if R <= 2 && first == 0 {
-                prefetch::<S, L>(s, at);
-            }
             for sub in 0..layout.subs {
+                if R <= 2 && first == 0 {
+                    prefetch::<S, L>(s, at, sub);
+                }
                 let x = rows.add(block * layout.subs + sub);
                 if layout.segment == BLOCK {
                     segment::<S, L, T, R, 0, 8>(s, at, first, sub, x, stride, &mut acc);
@@ -119,13 +119,16 @@ unsafe fn panels<S: Simd, L: Format, const T: usize, const R: usize>(
     }
 }
 
-/// Asks for what is needed some blocks later; the tiles of a matrix follow one another, so this
-/// runs into the next tile at the end of one.
+/// Asks for what is needed some blocks later: the share of one sub-block, so that a large block does
+/// not ask for all its lines at once. The tiles of a matrix follow one another, so this runs into
+/// the next tile at the end of one.
 #[inline(always)]
-fn prefetch<S: Simd, L: Format>(s: S, at: *const u8) {
+fn prefetch<S: Simd, L: Format>(s: S, at: *const u8, sub: usize) {
     const AHEAD: usize = 4096;
-    for line in (0..L::LAYOUT.bytes()).step_by(64) {
-        s.prefetch(at.wrapping_add(AHEAD + line));
+    let share = const { (L::LAYOUT.bytes() / L::LAYOUT.subs).next_multiple_of(64) };
+    let start = at.wrapping_add(AHEAD + L::LAYOUT.bytes() / L::LAYOUT.subs * sub);
+    for line in (0..share).step_by(64) {
+        s.prefetch(start.wrapping_add(line));
     }
 }
 

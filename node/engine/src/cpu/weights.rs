@@ -263,6 +263,8 @@ impl Loader<'_> {
             }
         });
         drop(jobs);
+        // The file's pages have been read once and are not needed again.
+        self.checkpoint.release();
         Ok(packing.finish())
     }
 

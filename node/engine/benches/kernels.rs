@@ -1,8 +1,9 @@
 //! One benchmark per kernel: each weight format on each instruction set that the processor has.
 //!
-//! Throughput of `product/*` is in multiply-accumulates (1 Gelem/s = 1 GMAC/s) on one thread; that of `stream/*` in bytes of packed
-//! weights, one row of activations times a matrix larger than the last cache, on one and two threads. Compare figures of one run with
-//! each other; absolute ones depend on who shares the machine.
+//! Throughput of `product/*` is in multiply-accumulates (1 Gelem/s = 1 GMAC/s) on one thread; that
+//! of `stream/*` in bytes of packed weights, one row of activations times a matrix larger than the
+//! last cache, on one and two threads. Compare figures of one run with each other; absolute ones
+//! depend on who shares the machine.
 //!
 //! `cargo bench -p allmend-engine --bench kernels -- product/Q4_1`
 
@@ -116,6 +117,7 @@ fn streams(criterion: &mut Criterion) {
                         let (input, bias, then) = (x.input(&weights), None, Then::Store);
                         let weights = &weights;
                         let product = Product { weights, input, rows: 1, bias, then, output };
+                        let product = &product;
                         std::thread::scope(|scope| {
                             for first in (0..threads).map(|thread| thread * tiles) {
                                 let run = move || {

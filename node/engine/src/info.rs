@@ -2,27 +2,29 @@
 
 use std::path::Path;
 
-use candle_core::quantized::GgmlDType;
-
 use crate::error::EngineError;
-use crate::files::gguf::{Gguf, dtype_name};
-use crate::files::map;
-use crate::spec::{self, ModelSpec};
+use crate::files::checkpoint::Checkpoint;
+use crate::tokenizer;
 
 /// Tokenizer tables, thread stacks and allocator slack; measured at about 40 MiB, rounded up.
 const FIXED_BYTES: u64 = 64 << 20;
 
 /// Rows whose activations are planned for.
-const SCRATCH_ROWS: u64 = 256;
+const SCRATCH_ROWS: u64 = 512;
+/// Rows of logits that are planned for.
+const LOGIT_ROWS: u64 = 64;
+/// Weights are packed as compactly as they are stored, but for the rarer types, whose packed form is up to
+/// this part larger on the whole.
+const PACKING_SHARE: u64 = 8;
 
 /// A model as its header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelInfo {
-    /// Model family, for instance `llama`.
+    /// Model family, for instance `llama`, as file or folder names it.
     pub architecture: String,
-    /// `general.name`, which is whatever its publisher wrote.
+    /// `general.name`, which is whatever its publisher wrote; a folder has none.
     pub name: Option<String>,
-    /// `general.license`, usually an SPDX name.
+    /// `general.license`, usually an SPDX name; a folder has none.
     pub license: Option<String>,
     /// Weights, counted one by one.
     pub parameters: u64,
@@ -32,9 +34,9 @@ pub struct ModelInfo {
     pub context_tokens: u32,
     /// Number of different tokens.
     pub vocabulary_tokens: u32,
-    /// The file carries a chat template.
+    /// There is a chat template.
     pub chat: bool,
-    /// Size of the file in bytes.
+    /// Size of the file or, for a folder, of the tensors in bytes.
     pub file_bytes: u64,
     /// Weights as held in memory, and working buffers, in bytes.
     pub weights_bytes: u64,
@@ -43,16 +45,13 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// Reads the header of a GGUF file; the weights are not touched.
+    /// Reads the header of a GGUF file, or what the files of a folder say; the weights are not touched.
     ///
     /// # Errors
-    /// As [`crate::Engine::load`] for anything that the header alone gives away: an `Ok` here means
+    /// As [`crate::Engine::load`] for anything that the headers alone give away: an `Ok` here means
     /// that family, features and storage types are supported.
     pub fn read(path: &Path) -> Result<Self, EngineError> {
-        let map = map::map(path)?;
-        let gguf = Gguf::parse(&map)?;
-        let spec = spec::gguf::read(&gguf)?.0;
-        Self::from_parts(&gguf, &spec)
+        Self::of(&Checkpoint::open(path)?)
     }
 
     /// Memory planned for this model with the given context, in MiB, rounded up.
@@ -69,39 +68,41 @@ impl ModelInfo {
         u32::try_from(tokens).unwrap_or(u32::MAX).min(self.context_tokens)
     }
 
-    pub(crate) fn from_parts(gguf: &Gguf<'_>, spec: &ModelSpec) -> Result<Self, EngineError> {
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
+        let spec = checkpoint.spec();
+        let gguf = checkpoint.gguf();
         let text = |key| -> Result<Option<String>, EngineError> {
-            Ok(gguf.string(key)?.map(|text| text.chars().take(256).collect()))
+            let text = gguf.as_ref().map_or(Ok(None), |gguf| gguf.string(key))?;
+            Ok(text.map(|text| text.chars().take(256).collect()))
+        };
+        let chat = match &gguf {
+            Some(gguf) => gguf.metadata.contains_key("tokenizer.chat_template"),
+            None => tokenizer::folder::chat_template(checkpoint.path())?.is_some(),
         };
         let mut by_type = std::collections::BTreeMap::<&str, u64>::new();
-        let (mut parameters, mut held, mut largest) = (0u64, 0u64, 0u64);
-        for info in gguf.tensors.values() {
-            // Each tensor lies inside the file and apart from the others, so the sums cannot overflow.
-            let elements = info.elements() as u64;
-            *by_type.entry(dtype_name(info.dtype)).or_default() += elements;
+        let (mut parameters, mut stored) = (0u64, 0u64);
+        for (dtype, elements, bytes) in checkpoint.sizes() {
+            *by_type.entry(dtype).or_default() += elements;
+            // Each tensor lies inside its file and apart from the others, so the sums cannot overflow.
             parameters += elements;
-            largest = largest.max(elements);
-            held += match info.dtype {
-                // Held as F32: that is what the float kernels compute with.
-                GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => elements * 4,
-                _ => info.range.len() as u64,
-            };
+            stored += bytes;
         }
+        let file_bytes = gguf.as_ref().map_or(stored, |gguf| gguf.bytes.len() as u64);
         let quantisation = by_type.iter().max_by_key(|(_, elements)| **elements);
-        let widest = spec.mlp_width.max(spec.heads * spec.head_dim).max(spec.width) as u64;
-        // A chunk's activations in the widest block, rows of logits, and one matrix expanded to F32.
-        let scratch = 4 * (SCRATCH_ROWS * widest * 8 + spec.vocab as u64 * 4 + largest);
+        let widest = spec.mlp_width.max(spec.query_width()).max(spec.width) as u64;
+        // A batch's activations in the widest block, and some rows of logits.
+        let scratch = 4 * (SCRATCH_ROWS * widest * 8 + spec.vocab as u64 * LOGIT_ROWS);
         Ok(Self {
-            architecture: text("general.architecture")?.unwrap_or_default(),
+            architecture: spec.family.to_owned(),
             name: text("general.name")?,
             license: text("general.license")?,
             parameters,
             quantisation: quantisation.map_or_else(String::new, |(name, _)| (*name).to_owned()),
             context_tokens: spec.context as u32,
             vocabulary_tokens: spec.vocab as u32,
-            chat: gguf.metadata.contains_key("tokenizer.chat_template"),
-            file_bytes: gguf.bytes.len() as u64,
-            weights_bytes: held + scratch + FIXED_BYTES,
+            chat,
+            file_bytes,
+            weights_bytes: stored + stored / PACKING_SHARE + scratch + FIXED_BYTES,
             cache_bytes_per_token: spec.cache_elements_per_token() * 4,
         })
     }

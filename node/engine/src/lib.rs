@@ -17,7 +17,7 @@
 #[allow(dead_code, reason = "loading one by name is still to be offered")]
 mod adapter;
 mod candle;
-#[allow(dead_code, reason = "the engine is to choose it in place of the candle decoder")]
+mod compute;
 #[doc(hidden)]
 pub mod cpu;
 mod decoder;
@@ -27,8 +27,11 @@ mod error;
 // The decoders take over piece by piece; until they have, some of this has no caller.
 #[allow(dead_code, reason = "read by the decoders to come")]
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod info;
 pub mod parity;
+mod probe;
 mod request;
 mod sampling;
 mod serve;
@@ -43,11 +46,14 @@ mod tokenizer;
 #[allow(dead_code, reason = "shared with the integration tests, which use more of it")]
 mod gguf_writer;
 
+pub use crate::compute::Compute;
+pub use crate::cpu::isa::Isa;
 pub use crate::engine::{Engine, LoadOptions};
 pub use crate::error::{EngineError, Fault, TemplateError};
 pub use crate::files::gguf::GgufError;
 pub use crate::files::safetensors::SafetensorsError;
 pub use crate::info::ModelInfo;
+pub use crate::probe::{GpuProbe, ProbeError, built_with_cuda, probe_gpu};
 pub use crate::request::{
     Completion, Event, Finish, Input, Likelihood, Logprobs, PromptToken, Request, Ticket, Timings,
     Token, Usage,
@@ -58,7 +64,7 @@ pub use crate::template::ChatMessage;
 
 /// Names the arithmetic of this build: two builds with the same name give the same tokens for the same
 /// request on the same type of processor. It changes whenever an order of operations may have.
-pub const NUMERICS_VERSION: &str = "candle-0.11.1/gguf-1";
+pub const NUMERICS_VERSION: &str = "allmend-cpu-1";
 
 /// Environment variable from which the number of computing threads is taken when a process first
 /// computes.

@@ -5,36 +5,14 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use crate::adapter::Adapter;
-use crate::candle::CandleDecoder;
-use crate::cpu::forward::CpuDecoder;
-use crate::cpu::isa::Isa;
+use crate::compute::Compute;
 use crate::decoder::{Batch, Decoder, Output, PAGE_TOKENS, PageId, Row, SequenceView};
 use crate::embed;
 use crate::error::EngineError;
 use crate::files::checkpoint::Checkpoint;
 use crate::spec::Kind;
 use crate::spec::pooling::Pooling;
-
-/// Which of the ways through a model to take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Way {
-    /// Plain candle operations on the CPU.
-    Candle,
-    /// The fused kernels, with all instructions that this processor has, on two threads.
-    Cpu,
-}
-
-impl Way {
-    /// All that this build has.
-    pub const ALL: &[Self] = &[Self::Candle, Self::Cpu];
-}
-
-/// Rows of one batch of [`Way::Cpu`]; logits of all of them are held at once.
-const ROWS_MAX: usize = 1_024;
 
 /// A model to compute with, in one way.
 pub struct Model {
@@ -48,16 +26,10 @@ impl Model {
     ///
     /// # Errors
     /// Everything that can be wrong with a model.
-    pub fn open(path: &Path, way: Way, tokens: usize) -> Result<Self, EngineError> {
+    pub fn open(path: &Path, way: Compute, tokens: usize) -> Result<Self, EngineError> {
         let checkpoint = Checkpoint::open(path)?;
         let pages = tokens.div_ceil(PAGE_TOKENS).max(1);
-        let decoder: Box<dyn Decoder> = match way {
-            Way::Candle => Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?),
-            Way::Cpu => {
-                let rows_max = tokens.clamp(1, ROWS_MAX);
-                Box::new(CpuDecoder::new(&checkpoint, 2, Isa::detect(), pages, rows_max)?)
-            }
-        };
+        let decoder = way.load(&checkpoint, None, pages)?;
         let pooling = if path.is_dir() { Pooling::read(path)? } else { None };
         Ok(Self { decoder, adapter: None, pooling })
     }

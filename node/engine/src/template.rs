@@ -1,31 +1,39 @@
 //! Renders a model's chat template with minijinja: fuel, output and clock are given from outside.
 //!
-//! Templates come out of downloaded files, so they are programs of strangers. Fuel bounds both their
-//! time and, since minijinja charges it for every byte produced, their memory. They see the messages,
-//! two token strings and a pinned clock, nothing else.
+//! Templates come out of downloaded files, so they are programs of strangers. They see the messages, two
+//! token strings and a pinned clock, nothing else.
+//!
+//! # Bounds
+//! Fuel bounds instructions and, since minijinja charges for every byte produced, the memory of texts.
+//! It does not charge for comparing or printing lists of lists, of which a few instructions can build
+//! one of any size. So a template runs on a thread of its own: its stack is large enough for values as
+//! deep as the fuel allows, and one that does not end is left behind and never run again. What such a
+//! thread still costs (one processor, and memory if it prints instead of comparing) ends with the
+//! process only; engines run in worker processes for that reason too.
 
 mod clock;
+mod json;
+mod program;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, State, Value, context};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use self::program::Program;
 use crate::error::TemplateError;
-use crate::tokenizer::INPUT_BYTES_MAX;
 
 /// The longest published template has some 25 KiB.
-const SOURCE_BYTES_MAX: usize = 256 << 10;
-/// Half a second of instructions, or 64 bytes of produced data each: at most some 128 MiB.
-const FUEL: u64 = 2_000_000;
-/// Templates recurse through macros at most a few levels deep.
-const RECURSION_MAX: usize = 100;
-/// Messages in one conversation.
-const MESSAGES_LEN_MAX: usize = 4_096;
-/// Name under which the template is registered; the ending decides that nothing is HTML-escaped.
-const NAME: &str = "chat.txt";
-/// Marks errors that the template raised itself.
-const REFUSED: &str = "raised by the template: ";
+pub(crate) const SOURCE_BYTES_MAX: usize = 256 << 10;
+/// Thousands of times what the longest conversation takes, for machines are shared: only a template that
+/// never ends gets here.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// One byte short of a kilobyte for each level that all the fuel can nest (840 bytes measured for the
+/// thirstiest operation). Reserved, not used: a conversation touches some 100 KiB of it.
+const STACK_BYTES: usize = 1 << 30;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,212 +46,64 @@ pub struct ChatMessage {
 
 /// A compiled chat template.
 pub(crate) struct ChatTemplate {
-    environment: Environment<'static>,
-    source: String,
-    bos: String,
-    eos: String,
+    program: Arc<Program>,
+    patience: Duration,
+    /// A rendering has not ended in time.
+    is_stuck: AtomicBool,
 }
 
 impl ChatTemplate {
     /// Compiles `source`; `bos` and `eos` are the texts of the model's tokens of those names.
+    ///
+    /// # Errors
+    /// When the source is too long or does not parse.
     pub(crate) fn compile(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
-        if source.len() > SOURCE_BYTES_MAX {
-            return Err(TemplateError::Bound("256 KiB of source"));
-        }
-        let mut environment = Environment::new();
-        // As transformers sets up Jinja2, which is what templates are written for.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax(describe(&error)))?);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION_MAX);
-        environment.set_unknown_method_callback(python_method);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
-        });
-        environment.add_filter("tojson", to_json);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|error| TemplateError::Syntax(describe(&error)))?;
-        let (source, bos, eos) = (source.to_owned(), bos.to_owned(), eos.to_owned());
-        Ok(Self { environment, source, bos, eos })
+        let program = Arc::new(Program::compile(source, bos, eos)?);
+        Ok(Self { program, patience: PATIENCE, is_stuck: AtomicBool::new(false) })
     }
 
-    /// Renders a conversation up to where the assistant is to speak.
+    /// Renders a conversation, with `generation_prompt` up to where the assistant is to speak.
+    ///
+    /// Templates see what transformers gives them: the messages, `add_generation_prompt`, the texts of
+    /// two tokens, and `tools` and `documents` as none. `enable_thinking` and the like stay undefined,
+    /// which is a template's own default.
     ///
     /// # Units
     /// `clock`: seconds since the Unix epoch, UTC; what `strftime_now` shows.
+    ///
+    /// # Errors
+    /// [`TemplateError::Refused`] when the template itself refuses the conversation, otherwise what
+    /// failed or which bound was reached. No error quotes the conversation.
     pub(crate) fn render(
-        &self,
-        messages: &[ChatMessage],
-        clock: i64,
-    ) -> Result<String, TemplateError> {
-        self.render_turns(messages, clock, true)
-    }
-
-    /// The same for leading messages of a conversation, which nobody answers yet unless
-    /// `generation_prompt`.
-    pub(crate) fn render_turns(
         &self,
         messages: &[ChatMessage],
         clock: i64,
         generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        if messages.len() > MESSAGES_LEN_MAX {
-            return Err(TemplateError::Bound("4096 messages"));
+        if self.is_stuck.load(Ordering::Relaxed) {
+            return Err(TemplateError::Bound("time, in an earlier conversation"));
         }
-        let mut environment = self.environment.clone();
-        environment.add_function("strftime_now", move |format: String| {
-            clock::strftime(&format, clock)
-                .map_err(|error| Error::new(ErrorKind::InvalidOperation, error))
-        });
-        let template = environment.get_template(NAME).map_err(|error| self.refusal(&error))?;
-        let turn = |message: &ChatMessage| {
-            context! { role => message.role.as_str(), content => message.content.as_str() }
-        };
-        let messages: Vec<Value> = messages.iter().map(turn).collect();
-        let mut output = Bounded::default();
-        let rendered = template.render_captured_to(
-            context! {
-                messages => messages,
-                add_generation_prompt => generation_prompt,
-                bos_token => self.bos.as_str(),
-                eos_token => self.eos.as_str(),
-            },
-            &mut output,
-        );
-        if output.full {
-            return Err(TemplateError::Bound("2 MiB of output"));
-        }
-        rendered.map_err(|error| self.refusal(&error))?;
-        String::from_utf8(output.bytes)
-            .map_err(|_| TemplateError::Render("output is not UTF-8".to_owned()))
-    }
-
-    /// What went wrong, without words of the conversation: errors may be logged.
-    fn refusal(&self, error: &Error) -> TemplateError {
-        if error.kind() == ErrorKind::OutOfFuel {
-            return TemplateError::Bound("fuel");
-        }
-        let raised = error.detail().and_then(|detail| detail.split_once(REFUSED));
-        match raised {
-            // A message that stands in the template word for word cannot quote the conversation.
-            Some((_, message)) if self.source.contains(message) => {
-                TemplateError::Refused(message.chars().take(256).collect())
+        let (program, messages) = (Arc::clone(&self.program), messages.to_vec());
+        let (send, receive) = sync_channel(1);
+        thread::Builder::new()
+            .name("chat-template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                // Nobody waits any more when this fails.
+                let _: Result<_, _> =
+                    send.send(program.render(&messages, clock, generation_prompt));
+            })
+            .map_err(|error| TemplateError::Render(format!("no thread to run on: {error}")))?;
+        match receive.recv_timeout(self.patience) {
+            Ok(outcome) => outcome,
+            Err(RecvTimeoutError::Timeout) => {
+                self.is_stuck.store(true, Ordering::Relaxed);
+                Err(TemplateError::Bound("time"))
             }
-            Some(_) => TemplateError::Refused("(its message is not shown)".to_owned()),
-            None => TemplateError::Render(describe(error)),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(TemplateError::Render("its interpreter panicked".to_owned()))
+            }
         }
-    }
-}
-
-/// A writer that stops taking when a prompt of that length would be refused anyway.
-#[derive(Default)]
-struct Bounded {
-    bytes: Vec<u8>,
-    full: bool,
-}
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.bytes.len() + bytes.len() > INPUT_BYTES_MAX {
-            self.full = true;
-            return Err(std::io::Error::other("output bound reached"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Python's methods of strings, lists and maps. Minijinja charges fuel for their results, but only once
-/// they exist, so those that multiply sizes are refused beforehand.
-fn python_method(
-    state: &mut State<'_, '_>,
-    value: &Value,
-    method: &str,
-    arguments: &[Value],
-) -> Result<Value, Error> {
-    let len = |value: Option<&Value>| value.and_then(Value::as_str).map_or(0, str::len);
-    let (own, first, second) = (len(Some(value)), len(arguments.first()), len(arguments.get(1)));
-    let result_bytes = match method {
-        "replace" => (own / first.max(1) + 1).saturating_mul(second).saturating_add(own),
-        // Items are texts that exist already; the separator is what multiplies.
-        "join" => arguments.first().and_then(Value::len).unwrap_or(0).saturating_mul(own),
-        "format" => format_bytes(value.as_str().unwrap_or_default()),
-        _ => 0,
-    };
-    if result_bytes > INPUT_BYTES_MAX {
-        return Err(Error::from(ErrorKind::OutOfFuel));
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments)
-}
-
-/// What a format string may ask for: widths of three digits, none computed.
-fn format_bytes(format: &str) -> usize {
-    let wide = format.as_bytes().windows(4).any(|run| run.iter().all(u8::is_ascii_digit));
-    let nested = format.split('{').skip(1).any(|field| field.contains(':') && !field.contains('}'));
-    if wide || nested { usize::MAX } else { format.len().saturating_mul(999 / 4) }
-}
-
-/// JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it, which transformers substitutes for
-/// Jinja2's own HTML-safe filter.
-fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = arguments.get("indent")?;
-    // Accepted because templates pass them; all but the default are Python details without effect here.
-    let _: Option<bool> = arguments.get("ensure_ascii")?;
-    arguments.assert_all_used()?;
-    let failed =
-        |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    // Minijinja charges for a filter's result, but only once it is there.
-    let mut out = Bounded::default();
-    if let Some(indent) = indent {
-        let spaces = " ".repeat(indent.min(16));
-        let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-        let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
-        value.serialize(&mut serializer).map_err(failed)?;
-    } else {
-        let mut serializer = serde_json::Serializer::with_formatter(&mut out, Spaced);
-        value.serialize(&mut serializer).map_err(failed)?;
-    }
-    String::from_utf8(out.bytes).map_err(|_| Error::from(ErrorKind::BadSerialization))
-}
-
-/// `", "` and `": "` between items, as Python does by default.
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
-/// Kind and line only: minijinja's details may quote values, and those are the researcher's words.
-fn describe(error: &Error) -> String {
-    match error.line() {
-        Some(line) => format!("{} in line {line}", error.kind()),
-        None => error.kind().to_string(),
     }
 }
 

@@ -1,70 +1,93 @@
-//! Text to token ids and back, built from GGUF metadata, with the ids that llama.cpp gives.
+//! Text to token ids and back, from GGUF metadata with the ids that llama.cpp gives, or from
+//! `tokenizer.json` with those of the Hugging Face `tokenizers` crate (the oracle of our tests).
+//!
+//! That crate itself is not used: it panics on damaged files, backtracks in expressions that come with
+//! them, and takes several times as long to build a vocabulary. Everything here is a pipeline: tokens
+//! that are found in text before all else (`added`), normalisation (`normalize`), cutting into words
+//! (`pre`, `split`), and a model that spells each word (`bpe`, `spm`, `unigram`, `wordpiece`).
 //!
 //! Special tokens in the input are recognised (a rendered chat template consists of them), so a raw
-//! prompt can contain them too. Two kinds of model are known: byte-level byte-pair encoding
-//! (`tokenizer.ggml.model = gpt2`) and SentencePiece (`llama`).
+//! prompt can contain them too.
+//!
+//! # Bounds
+//! Texts of at most 2 MiB, which may become 8 MiB when normalised; vocabularies of at most 2^20 tokens
+//! of at most 4 KiB; files of at most 64 MiB. Building takes memory in proportion to the file, at most
+//! some six times its size. Encoding takes O(n log n) time in the length of the text, with a factor of
+//! at most 256 for the models that try every token at every place, and some 64 bytes per byte of text.
 
+mod added;
+mod bpe;
 mod bytes;
+mod charsmap;
+pub(crate) mod folder;
+mod gguf;
+mod json;
+mod normalize;
 mod pre;
+mod prefixes;
+mod split;
 mod spm;
+mod unigram;
 mod vocab;
+mod wordpiece;
 
-use tokenizers::Model as _;
-use tokenizers::models::bpe::BPE;
+use std::borrow::Cow;
 
+use self::added::{Added, Fragment};
+use self::bpe::{Bpe, Scratch};
 use self::pre::PreTokenizer;
 use self::spm::Spm;
-use self::vocab::{TokenKind, Vocab, strings};
+use self::unigram::Unigram;
+use self::vocab::{TokenKind, Vocab};
+use self::wordpiece::WordPiece;
 use crate::error::EngineError;
-use crate::files::gguf::Gguf;
-use crate::files::metadata::missing;
 
 /// Longest text taken for tokenising. The longest context known (1 Mi tokens) of the densest prose fits.
 pub(crate) const INPUT_BYTES_MAX: usize = 2 << 20;
-/// Special tokens are searched for one by one; the most that a known vocabulary has is about 6,400.
-const SPECIALS_LEN_MAX: usize = 16_384;
+/// SentencePiece's visible blank.
+const BLANK: char = '\u{2581}';
 
 /// A model's tokenizer.
 pub(crate) struct Tokenizer {
     vocab: Vocab,
-    model: TokenModel,
-    /// Special tokens, longest text first.
-    specials: Vec<u32>,
-    add_bos: bool,
+    /// Tokens to find in the text as it stands.
+    added: Added,
+    /// Tokens to find in what normalisation has made of the rest.
+    added_normalised: Added,
+    normalizer: Vec<normalize::Step>,
+    pre: PreTokenizer,
+    model: Model,
+    surface: Surface,
+    /// Tokens that go before every input.
+    before: Vec<u32>,
+    /// Tokens that go after every input that is a whole document.
+    after: Vec<u32>,
 }
 
-enum TokenModel {
-    ByteLevel { pre: PreTokenizer, bpe: Box<BPE> },
+/// How a word becomes tokens.
+enum Model {
+    Bpe(Bpe),
     SentencePiece(Spm),
+    Unigram(Unigram),
+    WordPiece(WordPiece),
 }
 
-/// A piece of input: already a token, or still text.
-enum Fragment<'t> {
-    Token(u32),
-    Text(&'t str),
+/// How the texts of tokens stand for text.
+enum Surface {
+    /// As they are.
+    Plain,
+    /// In GPT-2's characters for bytes.
+    ByteLevel,
+    /// With this character for a blank.
+    Blanks(char),
+    /// With a blank before all but those that begin with this.
+    Continued(String),
 }
 
 impl Tokenizer {
-    /// # Errors
-    /// When the file has no tokenizer, one of an unknown kind (named), or one that contradicts itself.
-    pub(crate) fn from_gguf(gguf: &Gguf<'_>) -> Result<Self, EngineError> {
-        let key = "tokenizer.ggml.model";
-        let kind = gguf.string(key)?.ok_or_else(|| missing(key))?;
-        if !matches!(kind, "gpt2" | "llama") {
-            return Err(EngineError::UnsupportedFeature {
-                key: key.to_owned(),
-                value: kind.chars().take(64).collect(),
-                reason: "known are gpt2 (byte-level) and llama (SentencePiece)",
-            });
-        }
-        let vocab = Vocab::from_gguf(gguf)?;
-        let (model, add_bos_default) = match kind {
-            "gpt2" => byte_level(gguf, &vocab)?,
-            _ => (TokenModel::SentencePiece(Spm::from_gguf(gguf, &vocab)?), true),
-        };
-        let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos_default);
-        let specials = specials(&vocab)?;
-        Ok(Self { vocab, model, specials, add_bos })
+    /// Number of ids; an embedding may have more rows, whose ids stand for no text.
+    pub(crate) fn len(&self) -> usize {
+        self.vocab.len()
     }
 
     /// Texts of the tokens that begin and end sequences, empty where there is none.
@@ -72,46 +95,58 @@ impl Tokenizer {
         self.vocab.bos.and_then(|id| self.vocab.text(id)).unwrap_or_default()
     }
 
+    /// See [`Self::bos_text`].
     pub(crate) fn eos_text(&self) -> &str {
         self.vocab.eos.and_then(|id| self.vocab.text(id)).unwrap_or_default()
     }
 
     /// Whether the model ends its answer with this token.
     pub(crate) fn is_end(&self, id: u32) -> bool {
-        self.vocab.ends.binary_search(&id).is_ok()
+        self.vocab.is_end(id)
     }
 
-    /// The tokens of a prompt, with the beginning-of-sequence token where the model wants one and the
-    /// text does not already begin with it.
+    /// The tokens of a prompt, with what the model wants at the beginning of a sequence where the text
+    /// does not already begin with it.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
     pub(crate) fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, EngineError> {
         let mut ids = self.encode(text)?;
-        if let Some(bos) = self.vocab.bos.filter(|_| self.add_bos)
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
+        if !ids.starts_with(&self.before) {
+            ids.splice(..0, self.before.iter().copied());
         }
         Ok(ids)
     }
 
+    /// The tokens of a whole document: as a prompt, with what the model wants at the end.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub(crate) fn encode_document(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        let mut ids = self.encode_prompt(text)?;
+        ids.extend(&self.after);
+        Ok(ids)
+    }
+
     /// The tokens of `text`, special tokens recognised, none added.
+    ///
+    /// # Errors
+    /// When the text is too long, or becomes so when normalised.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
         if text.len() > INPUT_BYTES_MAX {
             let problem = format!("{} bytes of input, at most {INPUT_BYTES_MAX}", text.len());
             return Err(EngineError::InvalidRequest(problem));
         }
         let mut ids = Vec::new();
-        let mut after_special = true;
-        for fragment in self.fragments(text) {
+        let mut scratch = Scratch::default();
+        let mut place = Place { begins: true, after_token: true };
+        for fragment in self.added.fragments(text) {
             match fragment {
-                Fragment::Token(id) => {
-                    ids.push(id);
-                    after_special = true;
-                }
-                Fragment::Text(text) => {
-                    self.encode_text(text, after_special, &mut ids)?;
-                    after_special = false;
-                }
+                Fragment::Token(id) => ids.push(id),
+                Fragment::Text(text) => self.encode_text(text, place, &mut scratch, &mut ids)?,
             }
+            let after_token = matches!(fragment, Fragment::Token(_));
+            place = Place { begins: false, after_token };
         }
         Ok(ids)
     }
@@ -122,106 +157,73 @@ impl Tokenizer {
         let (Some(text), Some(kind)) = (self.vocab.text(id), self.vocab.kind(id)) else {
             return Vec::new();
         };
-        match (kind, &self.model) {
-            (TokenKind::Control | TokenKind::Unknown | TokenKind::Unused, _) => Vec::new(),
-            (TokenKind::UserDefined, _) => text.as_bytes().to_vec(),
-            (_, TokenModel::ByteLevel { .. }) => bytes::from_chars(text),
-            (_, TokenModel::SentencePiece(_)) => spm::token_bytes(text, kind),
-        }
-    }
-
-    /// Cuts special tokens out of the text, the longest first, as llama.cpp does.
-    fn fragments<'t>(&self, text: &'t str) -> Vec<Fragment<'t>> {
-        let mut fragments = vec![Fragment::Text(text)];
-        for &id in &self.specials {
-            let Some(special) = self.vocab.text(id) else { continue };
-            if !text.contains(special) {
-                continue;
+        match kind {
+            TokenKind::Control | TokenKind::Unknown | TokenKind::Unused => return Vec::new(),
+            TokenKind::UserDefined if matches!(self.surface, Surface::ByteLevel) => {
+                return text.as_bytes().to_vec();
             }
-            fragments = fragments
-                .into_iter()
-                .flat_map(|fragment| match fragment {
-                    Fragment::Token(_) => vec![fragment],
-                    Fragment::Text(text) => cut(text, special, id),
-                })
-                .collect();
+            TokenKind::Byte => {
+                let hex = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+                if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                    return vec![byte];
+                }
+            }
+            TokenKind::Normal | TokenKind::UserDefined => {}
         }
-        fragments.retain(|fragment| !matches!(fragment, Fragment::Text("")));
-        fragments
+        match &self.surface {
+            Surface::Plain => text.as_bytes().to_vec(),
+            Surface::ByteLevel => bytes::from_chars(text),
+            Surface::Blanks(blank) => text.replace(*blank, " ").into_bytes(),
+            Surface::Continued(prefix) => match text.strip_prefix(prefix.as_str()) {
+                Some(rest) => rest.as_bytes().to_vec(),
+                None => format!(" {text}").into_bytes(),
+            },
+        }
     }
 
     fn encode_text(
         &self,
         text: &str,
-        after_special: bool,
+        place: Place,
+        scratch: &mut Scratch,
         ids: &mut Vec<u32>,
     ) -> Result<(), EngineError> {
-        match &self.model {
-            TokenModel::ByteLevel { pre, bpe } => {
-                for word in pre.words(text) {
-                    let tokens = bpe
-                        .tokenize(&bytes::to_chars(word.as_bytes()))
-                        .map_err(|error| EngineError::Tokenizer(error.to_string()))?;
-                    ids.extend(tokens.iter().map(|token| token.id));
+        let mut text = Cow::Borrowed(text);
+        for step in &self.normalizer {
+            text = Cow::Owned(step.apply(&text)?);
+        }
+        let mut begins = place.begins;
+        for fragment in self.added_normalised.fragments(&text) {
+            match fragment {
+                Fragment::Token(id) => ids.push(id),
+                Fragment::Text(text) => {
+                    for word in self.pre.words(Cow::Borrowed(text), begins) {
+                        self.encode_word(&word, place, scratch, ids);
+                    }
                 }
             }
-            TokenModel::SentencePiece(spm) => spm.encode(&self.vocab, text, after_special, ids),
+            begins = false;
         }
         Ok(())
     }
-}
 
-fn byte_level(gguf: &Gguf<'_>, vocab: &Vocab) -> Result<(TokenModel, bool), EngineError> {
-    let key = "tokenizer.ggml.pre";
-    let pre = PreTokenizer::new(gguf.string(key)?.ok_or_else(|| missing(key))?)?;
-    let merges = strings(gguf, "tokenizer.ggml.merges")?
-        .iter()
-        .map(|merge| {
-            // The left part may itself begin with a blank.
-            let mut blanks = merge.match_indices(' ').map(|(at, _)| at).filter(|&at| at > 0);
-            let at = blanks.next();
-            at.and_then(|at| Some((merge.get(..at)?.to_owned(), merge.get(at + 1..)?.to_owned())))
-                .ok_or_else(|| EngineError::Tokenizer("a merge has no two parts".to_owned()))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let ids: Vec<(String, u32)> = vocab.ids.iter().map(|(text, id)| (text.clone(), *id)).collect();
-    let bpe = BPE::builder()
-        .vocab_and_merges(ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges)
-        .ignore_merges(pre.ignore_merges)
-        // Its cache would keep words of one researcher's prompt beyond their job.
-        .cache_capacity(0)
-        .build()
-        .map_err(|error| EngineError::Tokenizer(error.to_string()))?;
-    let add_bos = pre.add_bos;
-    Ok((TokenModel::ByteLevel { pre, bpe: Box::new(bpe) }, add_bos))
-}
-
-fn specials(vocab: &Vocab) -> Result<Vec<u32>, EngineError> {
-    let special = |kind: &TokenKind| {
-        matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown)
-    };
-    let mut specials: Vec<u32> = (0u32..)
-        .zip(&vocab.kinds)
-        .filter(|(id, kind)| special(kind) && vocab.text(*id) != Some(""))
-        .map(|(id, _)| id)
-        .collect();
-    if specials.len() > SPECIALS_LEN_MAX {
-        let problem = format!("{} special tokens, at most {SPECIALS_LEN_MAX}", specials.len());
-        return Err(EngineError::Tokenizer(problem));
-    }
-    specials.sort_by_key(|&id| (std::cmp::Reverse(vocab.text(id).map_or(0, str::len)), id));
-    Ok(specials)
-}
-
-fn cut<'t>(text: &'t str, special: &str, id: u32) -> Vec<Fragment<'t>> {
-    let mut fragments = Vec::new();
-    for (index, piece) in text.split(special).enumerate() {
-        if index > 0 {
-            fragments.push(Fragment::Token(id));
+    fn encode_word(&self, word: &str, place: Place, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        match &self.model {
+            Model::Bpe(bpe) => bpe.encode(&self.vocab, word, scratch, ids),
+            Model::SentencePiece(spm) => spm.encode(&self.vocab, word, place.after_token, ids),
+            Model::Unigram(unigram) => unigram.encode(&self.vocab, word, ids),
+            Model::WordPiece(pieces) => pieces.encode(&self.vocab, word, ids),
         }
-        fragments.push(Fragment::Text(piece));
     }
-    fragments
+}
+
+/// Where in the input a text lies.
+#[derive(Clone, Copy)]
+struct Place {
+    /// At the very beginning.
+    begins: bool,
+    /// At the beginning or behind a token that was found in the text.
+    after_token: bool,
 }
 
 #[cfg(test)]

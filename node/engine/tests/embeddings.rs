@@ -3,7 +3,8 @@
 
 mod support;
 
-use allmend_engine::parity::{Model, Way};
+use allmend_engine::Compute;
+use allmend_engine::parity::Model;
 use serde_json::Value;
 
 /// Goal: each coordinate within 1e-4, texts together and one by one.
@@ -23,7 +24,7 @@ fn minilm_embeddings_match_the_reference() {
         .collect();
     let expected: Vec<Vec<f64>> = texts.iter().map(|text| numbers(&text["embedding"])).collect();
     let folder = support::minilm::path();
-    for &way in Way::ALL {
+    for way in Compute::on_this_processor() {
         let mut model = Model::open(&folder, way, 512).unwrap();
         let together = model.embed(&ids).unwrap();
         let alone: Vec<Vec<f32>> =
@@ -49,7 +50,7 @@ fn minilm_embeddings_match_the_reference() {
 #[test]
 fn embedding_needs_a_description() {
     support::few_threads();
-    let mut model = Model::open(&support::fixture("xlm_roberta"), Way::Candle, 64).unwrap();
+    let mut model = Model::open(&support::fixture("xlm_roberta"), Compute::Candle, 64).unwrap();
     let error = model.embed(&[vec![5]]).unwrap_err().to_string();
     assert!(error.contains("modules.json"), "{error}");
 }

@@ -5,7 +5,8 @@ mod support;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use allmend_engine::parity::{Model, Way};
+use allmend_engine::Compute;
+use allmend_engine::parity::Model;
 use support::families::{GGUF_FAMILIES, gguf};
 
 const FAMILIES: [&str; 15] = [
@@ -57,7 +58,7 @@ fn folder(family: &str) -> PathBuf {
     support::fixture(family)
 }
 
-fn open(path: &Path, way: Way) -> Model {
+fn open(path: &Path, way: Compute) -> Model {
     Model::open(path, way, ROOM).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -96,7 +97,7 @@ fn assert_close(what: &str, ours: &[Vec<Vec<f32>>], expected: &[Vec<Vec<f32>>]) 
 fn logits_match_the_reference() {
     for family in FAMILIES {
         let expected = reference(family);
-        for &way in Way::ALL {
+        for way in Compute::on_this_processor() {
             let mut model = open(&folder(family), way);
             for &chunk in chunks(&model) {
                 let ours = logits(&mut model, &expected.ids, chunk);
@@ -117,7 +118,7 @@ fn old_descriptions_give_the_same_logits() {
         };
         copy("config.v4.json", "config.json");
         copy("model.safetensors", "model.safetensors");
-        for &way in Way::ALL {
+        for way in Compute::on_this_processor() {
             let ours = logits(&mut open(old.path(), way), &expected.ids, 60);
             assert_close(&format!("{family} {way:?}"), &ours, &expected.logits);
         }
@@ -137,7 +138,7 @@ fn strangers_in_the_batch_change_nothing() {
             expected.ids[1].clone(),
             stranger(97),
         ];
-        for &way in Way::ALL {
+        for way in Compute::on_this_processor() {
             let mut model = open(&folder(family), way);
             // What others have left in the pages does not matter either.
             for _ in 0..2 {
@@ -154,7 +155,7 @@ fn strangers_in_the_batch_change_nothing() {
 fn greedy_continuations_match_the_reference() {
     for family in FAMILIES.into_iter().filter(|family| *family != "xlm_roberta") {
         let expected = reference(family);
-        for &way in Way::ALL {
+        for way in Compute::on_this_processor() {
             let mut model = open(&folder(family), way);
             for (ids, greedy) in expected.ids.iter().zip(&expected.greedy) {
                 assert_eq!(greedy.len(), 12);
@@ -178,7 +179,7 @@ fn adapters_match_the_reference() {
     for family in ADAPTED {
         let (base, adapted) = (reference(family), adapted_logits(family));
         assert!(worst(&base.logits[0], &adapted[0]) > 1e-2, "{family}: the adapter does nothing");
-        for &way in Way::ALL {
+        for way in Compute::on_this_processor() {
             let mut model = open(&folder(family), way);
             model.adapt(&folder(family).join("lora/start")).unwrap();
             for chunk in [60, 7] {
@@ -195,7 +196,7 @@ fn gguf_files_match_the_reference() {
     for (family, architecture) in GGUF_FAMILIES {
         let expected = reference(family);
         let (_dir, path) = support::file(&gguf(family, architecture).to_bytes());
-        for &way in Way::ALL {
+        for way in Compute::on_this_processor() {
             let ours = logits(&mut open(&path, way), &expected.ids, 16);
             assert_close(&format!("{family} {way:?}"), &ours, &expected.logits);
         }
@@ -208,7 +209,7 @@ fn adapters_fit_converted_bases() {
     let converted = GGUF_FAMILIES.into_iter().filter(|(family, _)| ADAPTED.contains(family));
     for (family, architecture) in converted {
         let (_dir, path) = support::file(&gguf(family, architecture).to_bytes());
-        for &way in Way::ALL {
+        for way in Compute::on_this_processor() {
             let mut model = open(&path, way);
             model.adapt(&folder(family).join("lora/start")).unwrap();
             let ours = logits(&mut model, &reference(family).ids, 60);
@@ -230,7 +231,7 @@ fn adapters_that_do_not_fit_are_refused() {
         std::fs::write(scratch.path().join("adapter_config.json"), config.to_string()).unwrap();
         let file = "adapter_model.safetensors";
         std::fs::copy(from.join(file), scratch.path().join(file)).unwrap();
-        let mut model = open(&folder(base), Way::Candle);
+        let mut model = open(&folder(base), Compute::Candle);
         model.adapt(scratch.path()).unwrap_err().to_string()
     };
     let cases = [
@@ -277,7 +278,7 @@ fn wrong_descriptions_are_noticed() {
         std::fs::write(changed.path().join("config.json"), config.to_string()).unwrap();
         let file = "model.safetensors";
         std::fs::copy(folder(family).join(file), changed.path().join(file)).unwrap();
-        let ours = logits(&mut open(changed.path(), Way::Candle), &expected.ids, 60);
+        let ours = logits(&mut open(changed.path(), Compute::Candle), &expected.ids, 60);
         let worst = worst(&ours[0], &expected.logits[0]);
         assert!(worst > 2.0 * DIFFERENCE_MAX, "{family} {key}: {worst}");
     }

@@ -109,6 +109,12 @@ pub(super) enum Command {
     /// The engine's process; started by the node
     #[command(hide = true)]
     Worker,
+    /// Computes something on one GPU; started by the node
+    #[command(name = crate::device::PROBE_COMMAND, hide = true)]
+    ProbeGpu {
+        /// Which one, as the driver counts them
+        index: usize,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

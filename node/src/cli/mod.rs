@@ -35,6 +35,9 @@ pub fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
+    if let Command::ProbeGpu { index } = args.command {
+        return probe_gpu(index);
+    }
     let terminal = Terminal::detect(args.json);
     match run(args, &terminal) {
         Ok(code) => code,
@@ -42,6 +45,19 @@ pub fn main() -> ExitCode {
             &error,
             &[crate::ui::explainer::<crate::client::CallError>],
         )),
+    }
+}
+
+/// Answers the node that has started this process to try a GPU (`device::probe`): JSON, or why not.
+fn probe_gpu(index: usize) -> ExitCode {
+    use std::io::Write as _;
+    let (answer, code) = match crate::device::probe_here(index) {
+        Ok(answer) => (answer, ExitCode::SUCCESS),
+        Err(why) => (why, ExitCode::FAILURE),
+    };
+    match writeln!(std::io::stdout(), "{answer}") {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -78,7 +94,9 @@ fn run(args: Args, terminal: &Terminal) -> anyhow::Result<ExitCode> {
             Command::Cancel { job } => jobs::cancel(&context, &job).await,
             Command::Result { job, output } => jobs::result(&context, &job, output).await,
             Command::Audit(command) => audit::run(&context, command),
-            Command::Completions { .. } | Command::Worker => Ok(ExitCode::SUCCESS),
+            Command::Completions { .. } | Command::Worker | Command::ProbeGpu { .. } => {
+                Ok(ExitCode::SUCCESS)
+            }
         }
     });
     // A download's helper thread may still be winding down; nothing of it matters any more.

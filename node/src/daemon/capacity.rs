@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use allmend_protocol::advert::{ADVERT_LIST_MAX, DeviceCapacity, ModelHeld};
+use allmend_protocol::advert::{ADVERT_LIST_MAX, ModelHeld};
 use allmend_protocol::ids::{Digest, MessageId};
 use allmend_protocol::receipt::Settlement;
 use allmend_scheduler::io::{Input, LocalState};
@@ -119,23 +119,8 @@ impl Capacity {
 
     /// As the core wants it.
     pub(crate) fn state(&self, draining: Option<String>) -> LocalState {
-        let memory_mib = self.memory_mib();
-        let cpu = DeviceCapacity {
-            kind: allmend_protocol::advert::DeviceKind::Cpu,
-            name: self
-                .device
-                .cpu
-                .model
-                .as_deref()
-                .unwrap_or(self.device.cpu.architecture)
-                .chars()
-                .take(100)
-                .collect(),
-            memory_mib,
-            cores: self.device.cpu.allowed,
-        };
         LocalState {
-            devices: vec![cpu],
+            devices: self.device.advertised(&self.config.limits),
             slots_total: self.slots(),
             models: self.models().cloned().collect(),
             fetchable: Vec::new(),

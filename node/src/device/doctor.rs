@@ -224,12 +224,25 @@ fn devices(device: &Device) -> Vec<Check> {
         Check::new("memory", Status::Warn, detail)
             .hint("end other programs or lower limits.memory_mib")
     };
-    let status = match device.accelerators {
-        Accelerators::None { .. } => Status::Skipped,
-        Accelerators::Nvidia { ref unusable, .. } if unusable.is_some() => Status::Skipped,
-        Accelerators::Nvidia { .. } => Status::Ok,
-    };
-    vec![processor, memory, Check::new("accelerator", status, device.accelerators.in_words())]
+    vec![processor, memory, accelerator(&device.accelerators, allmend_engine::built_with_cuda())]
+}
+
+/// A GPU that this build could use and that does not compute is worth a look; one that it cannot use is not.
+fn accelerator(found: &Accelerators, built_for_gpus: bool) -> Check {
+    let detail = found.in_words();
+    match found {
+        Accelerators::Nvidia { gpus, .. } if built_for_gpus => {
+            if found.usable().count() == gpus.len() {
+                return Check::new("accelerator", Status::Ok, detail);
+            }
+            Check::new("accelerator", Status::Warn, detail).hint(
+                "a GPU that does not compute a probe is not offered; `nvidia-smi` shows its state",
+            )
+        }
+        Accelerators::Nvidia { .. } => Check::new("accelerator", Status::Skipped, detail)
+            .hint("a node built with `--features cuda` computes on it"),
+        Accelerators::None { .. } => Check::new("accelerator", Status::Skipped, detail),
+    }
 }
 
 /// 2026-01-01: no build of this program is older, so no right clock shows less.

@@ -92,3 +92,26 @@ fn leaking_environments_fail() {
     assert_eq!(environment(true).status, Status::Fail);
     assert_eq!(environment(false).status, Status::Ok);
 }
+
+/// Goal: a GPU that is not offered never looks fine, and says why.
+#[test]
+fn a_gpu_that_does_not_compute_is_told_with_its_reason() {
+    use crate::device::Gpu;
+    let gpu = |unusable: Option<&str>| Gpu {
+        name: "NVIDIA A100".to_owned(),
+        memory_mib: None,
+        free_mib: None,
+        compute_capability: None,
+        multiprocessors: None,
+        unusable: unusable.map(str::to_owned),
+    };
+    let found = |gpus| Accelerators::Nvidia { driver: None, gpus };
+    assert_eq!(accelerator(&found(vec![gpu(None)]), true).status, Status::Ok);
+    let broken = accelerator(&found(vec![gpu(None), gpu(Some("no kernel ran"))]), true);
+    assert_eq!(broken.status, Status::Warn);
+    assert!(broken.detail.contains("no kernel ran") && broken.hint.is_some());
+    let unbuilt = accelerator(&found(vec![gpu(Some("made without CUDA"))]), false);
+    assert_eq!(unbuilt.status, Status::Skipped);
+    assert!(unbuilt.detail.contains("made without CUDA"));
+    assert!(unbuilt.hint.is_some_and(|hint| hint.contains("--features cuda")));
+}

@@ -9,15 +9,18 @@ mod cpu;
 mod doctor;
 mod memory;
 mod ports;
+mod probe;
 
 pub use accelerator::{Accelerators, Gpu};
 pub use clock::{ClockState, clock_state};
 pub use cpu::Cpu;
 pub use doctor::{Check, Report, Status, Subject, examine};
 pub use memory::Memory;
+pub use probe::{PROBE_COMMAND, probe_here};
 
 use std::path::Path;
 
+use allmend_protocol::advert::{ADVERT_LIST_MAX, DeviceCapacity, DeviceKind};
 use serde::Serialize;
 
 use crate::config::Limits;
@@ -38,6 +41,9 @@ pub struct Device {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<Space>,
 }
+
+/// Characters of a device's name in an advert, which takes 120 bytes; names are ASCII but for oddities.
+const NAME_CHARS_MAX: usize = 100;
 
 /// Formats that this build's engine reads.
 const FORMATS: &[&str] = &["gguf"];
@@ -70,6 +76,33 @@ impl Device {
     pub fn memory_for_workers_mib(&self, limits: &Limits) -> u64 {
         limits.memory_mib.unwrap_or_else(|| self.memory.allowed_mib() / 4 * 3)
     }
+
+    /// What the node may say that it computes on: the processor, with the memory for jobs, and those GPUs
+    /// that have computed the probe.
+    #[must_use]
+    pub fn advertised(&self, limits: &Limits) -> Vec<DeviceCapacity> {
+        let cpu = DeviceCapacity {
+            kind: DeviceKind::Cpu,
+            name: short(self.cpu.model.as_deref().unwrap_or(self.cpu.architecture)),
+            memory_mib: self.memory_for_workers_mib(limits),
+            cores: self.cpu.allowed,
+        };
+        let gpus = self.accelerators.usable().map(|gpu| DeviceCapacity {
+            kind: DeviceKind::Cuda,
+            name: short(&gpu.name),
+            memory_mib: gpu.free_mib.or(gpu.memory_mib).unwrap_or(0),
+            cores: gpu.multiprocessors.unwrap_or(0),
+        });
+        std::iter::once(cpu).chain(gpus).take(ADVERT_LIST_MAX).collect()
+    }
+}
+
+fn short(name: &str) -> String {
+    let mut short: String = name.chars().take(NAME_CHARS_MAX).collect();
+    while short.len() > 120 {
+        short.pop();
+    }
+    short
 }
 
 #[cfg(test)]
@@ -108,5 +141,30 @@ mod tests {
             (device.threads_per_worker(&fixed), device.memory_for_workers_mib(&fixed)),
             (3, 5)
         );
+    }
+
+    /// Goal: a GPU is in the advert exactly when the probe ran on it.
+    #[test]
+    fn what_has_not_computed_is_not_advertised() {
+        let gpu = |name: &str, unusable: Option<&str>| Gpu {
+            name: name.to_owned(),
+            memory_mib: Some(81_920),
+            free_mib: Some(80_000),
+            compute_capability: None,
+            multiprocessors: unusable.is_none().then_some(108),
+            unusable: unusable.map(str::to_owned),
+        };
+        let mut device = Device::probe(Path::new("/"));
+        let gpus = vec![gpu("broken", Some("no kernel")), gpu(&"ü".repeat(200), None)];
+        device.accelerators = Accelerators::Nvidia { driver: None, gpus };
+        let advertised = device.advertised(&limits(1));
+        assert_eq!(advertised.len(), 2);
+        assert_eq!(advertised[0].kind, DeviceKind::Cpu);
+        assert_eq!(advertised[0].memory_mib, device.memory_for_workers_mib(&limits(1)));
+        assert_eq!(advertised[1].kind, DeviceKind::Cuda);
+        assert_eq!((advertised[1].memory_mib, advertised[1].cores), (80_000, 108));
+        assert!(advertised[1].name.len() <= 120 && advertised[1].name.starts_with('ü'));
+        device.accelerators = Accelerators::None { reason: "x".to_owned() };
+        assert_eq!(device.advertised(&limits(1)).len(), 1);
     }
 }

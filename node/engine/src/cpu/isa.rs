@@ -12,7 +12,8 @@ use super::kernels::{Portable, Simd};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Plain Rust without intrinsics. Compiled twice, the second time for processors with AVX2 and
-    /// fused multiply-add, because without that instruction every exact `mul_add` is a library call.
+    /// fused multiply-add, because without that instruction every exact `mul_add` is a library
+    /// call.
     Portable,
     /// 256-bit vectors: `avx2`, `fma`, `f16c`.
     Avx2,

@@ -1,26 +1,28 @@
-//! How text is cut into words before byte-pair encoding, by `tokenizer.ggml.pre`.
-//!
-//! The published rules are regular expressions with a look-ahead, `\s+(?!\S)|\s+`: a run of white space
-//! leaves its last character to the word after it. Here the run is matched whole and shortened
-//! afterwards, so that the expressions need no backtracking and a prompt of a million blanks takes
-//! linear time.
+//! How text is cut into words before the model sees it, and the rules that `tokenizer.ggml.pre` names.
 
-use regex::Regex;
+use std::borrow::Cow;
 
+use super::split::{Behaviour, Pattern, Pieces, cut_class};
 use crate::error::EngineError;
 
 /// GPT-2's rule.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
+pub(super) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Llama 3's rule: contractions in any case, digits in threes, line ends with what precedes them.
-const LLAMA3: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const LLAMA3: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2's rule: Llama 3's with single digits.
-const QWEN2: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const QWEN2: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Qwen 3.5's rule: Qwen 2's with marks counted among the letters.
+const QWEN35: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Mistral's Tekken rule: words also end where capitals begin.
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Bloom's rule: what lies between blanks and the punctuation of many scripts, with the blank before.
+const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const DIGIT: &str = r"\p{N}";
 const DIGITS: &str = r"\p{N}+";
 const DIGITS_BY_THREE: &str = r"[0-9][0-9][0-9]";
 const PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|]+";
+const PUNCTUATION_FALCON: &str = r"[\p{P}\$\+<=>\^~\|`]+";
 
 /// What one name in `tokenizer.ggml.pre` means.
 struct Rule {
@@ -33,61 +35,96 @@ struct Rule {
     add_bos: bool,
 }
 
-/// The names and rules of llama.cpp (`llama-vocab.cpp`), for the families that we run.
-const RULES: &[Rule] = &[
-    Rule {
-        names: &["gpt-2", "phi-2", "olmo", "jais", "mpt"],
-        stages: &[GPT2],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Rule {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
-        stages: &[DIGIT, GPT2],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Rule {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
-        stages: &[LLAMA3],
-        ignore_merges: true,
-        add_bos: true,
-    },
-    Rule { names: &["smaug-bpe", "dbrx"], stages: &[LLAMA3], ignore_merges: false, add_bos: false },
-    Rule {
-        names: &["qwen2", "deepseek-r1-qwen", "megrez"],
-        stages: &[QWEN2],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Rule { names: &["tekken"], stages: &[TEKKEN], ignore_merges: true, add_bos: true },
-    Rule {
-        names: &["default"],
-        stages: &[PUNCTUATION, GPT2, DIGITS, DIGITS_BY_THREE],
-        ignore_merges: false,
-        add_bos: false,
-    },
-];
+impl Rule {
+    const fn new(names: &'static [&'static str], stages: &'static [&'static str]) -> Self {
+        Self { names, stages, ignore_merges: false, add_bos: false }
+    }
 
-/// Cuts text into words.
-pub(super) struct PreTokenizer {
-    stages: Vec<Stage>,
-    pub(super) ignore_merges: bool,
-    pub(super) add_bos: bool,
+    const fn whole_words_first(self) -> Self {
+        Self { ignore_merges: true, ..self }
+    }
+
+    const fn with_bos(self) -> Self {
+        Self { add_bos: true, ..self }
+    }
 }
 
-struct Stage {
-    regex: Regex,
-    /// The rule ends in `\s+`, whose matches give their last character back.
-    yields_space: bool,
-    /// The rule takes white space that ends a line as a word of its own.
-    keeps_line_ends: bool,
+/// The names and rules of llama.cpp (`llama-vocab.cpp`), for the families that we run.
+const RULES: &[Rule] = &[
+    Rule::new(&["gpt-2", "phi-2", "olmo", "jais", "mpt"], &[GPT2]),
+    Rule::new(
+        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
+        &[DIGIT, GPT2],
+    ),
+    Rule::new(&["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"], &[LLAMA3])
+        .whole_words_first()
+        .with_bos(),
+    Rule::new(&["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"], &[LLAMA3]),
+    Rule::new(&["qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"], &[QWEN2]),
+    Rule::new(&["qwen35"], &[QWEN35]),
+    Rule::new(&["tekken"], &[TEKKEN]).whole_words_first().with_bos(),
+    Rule::new(&["bloom", "gpt3-finnish", "poro-chat"], &[BLOOM]),
+    Rule::new(&["viking"], &[BLOOM, DIGIT]),
+    Rule::new(&["falcon"], &[PUNCTUATION_FALCON, GPT2, DIGITS_BY_THREE]),
+    Rule::new(&["default"], &[PUNCTUATION, GPT2, DIGITS, DIGITS_BY_THREE]),
+];
+
+/// When SentencePiece's blank is put before a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Prepend {
+    /// Before the piece that begins the input.
+    First,
+    Never,
+    Always,
+}
+
+/// A class of characters at which to cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    Whitespace,
+    Numeric,
+    /// ASCII punctuation and symbols, and all that Unicode calls punctuation.
+    Punctuation,
+}
+
+/// One way of cutting, applied to every piece that the one before left.
+pub(super) enum Step {
+    Split {
+        pattern: Pattern,
+        behaviour: Behaviour,
+        invert: bool,
+    },
+    Class {
+        class: Class,
+        behaviour: Behaviour,
+    },
+    /// A blank before each piece that has none.
+    PrefixBlank,
+    /// Blanks become `replacement`, which also goes before the text and, on wish, begins each piece.
+    Metaspace {
+        replacement: char,
+        prepend: Prepend,
+        split: bool,
+    },
+}
+
+/// Cuts text into words.
+#[derive(Default)]
+pub(super) struct PreTokenizer {
+    pub(super) steps: Vec<Step>,
+}
+
+/// What a name in `tokenizer.ggml.pre` implies beyond the cutting.
+pub(super) struct Implied {
+    pub(super) ignore_merges: bool,
+    pub(super) add_bos: bool,
 }
 
 impl PreTokenizer {
     /// # Errors
     /// [`EngineError::UnknownPreTokenizer`] naming `name` and what would have worked.
-    pub(super) fn new(name: &str) -> Result<Self, EngineError> {
+    pub(super) fn named(name: &str) -> Result<(Self, Implied), EngineError> {
         let rule = RULES.iter().find(|rule| rule.names.contains(&name)).ok_or_else(|| {
             let names: Vec<&str> =
                 RULES.iter().flat_map(|rule| rule.names.iter().copied()).collect();
@@ -96,143 +133,72 @@ impl PreTokenizer {
                 supported: names.join(", "),
             }
         })?;
-        let stages =
-            rule.stages.iter().map(|pattern| Stage::new(pattern)).collect::<Result<_, _>>()?;
-        Ok(Self { stages, ignore_merges: rule.ignore_merges, add_bos: rule.add_bos })
+        let isolated =
+            |pattern| Step::Split { pattern, behaviour: Behaviour::Isolated, invert: false };
+        let pattern = |stage: &&str| Pattern::new("tokenizer.ggml.pre", stage).map(isolated);
+        let steps = rule.stages.iter().map(pattern).collect::<Result<_, _>>()?;
+        Ok((Self { steps }, Implied { ignore_merges: rule.ignore_merges, add_bos: rule.add_bos }))
     }
 
-    /// The words of `text`, in order; together they are `text`.
-    pub(super) fn words<'t>(&self, text: &'t str) -> Vec<&'t str> {
-        let mut words = vec![text];
-        for stage in &self.stages {
-            words = words.iter().flat_map(|piece| stage.split(piece)).collect();
+    /// The words of `text`, in order. `begins` says that the text is the beginning of the input.
+    pub(super) fn words<'t>(&self, text: Cow<'t, str>, begins: bool) -> Vec<Cow<'t, str>> {
+        let mut pieces = vec![text];
+        for step in &self.steps {
+            let mut next = Vec::with_capacity(pieces.len());
+            for (index, piece) in pieces.into_iter().enumerate() {
+                step.apply(piece, begins && index == 0, &mut next);
+            }
+            pieces = next;
         }
-        words
+        pieces
     }
 }
 
-impl Stage {
-    fn new(pattern: &str) -> Result<Self, EngineError> {
-        let regex =
-            Regex::new(pattern).map_err(|error| EngineError::Tokenizer(error.to_string()))?;
-        Ok(Self {
-            regex,
-            yields_space: pattern.ends_with(r"|\s+"),
-            keeps_line_ends: pattern.contains(r"\s*[\r\n]+"),
-        })
-    }
-
-    /// Matches, and what lies between them.
-    fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
-        let mut pieces = Vec::new();
-        let mut push = |piece: Option<&'t str>| {
-            pieces.extend(piece.filter(|piece| !piece.is_empty()));
-        };
-        let mut at = 0;
-        while let Some(found) = self.regex.find_at(text, at) {
-            let end = self.shortened(text, found.as_str(), found.end());
-            push(text.get(at..found.start()));
-            push(text.get(found.start()..end));
-            at = end;
+impl Step {
+    fn apply<'t>(&self, text: Cow<'t, str>, begins: bool, out: &mut Vec<Cow<'t, str>>) {
+        match self {
+            Self::Split { pattern, behaviour, invert } => {
+                let mut pieces = Pieces::new(text.clone(), *behaviour, out);
+                pattern.cut(&text, &mut |range, is_match| pieces.push(range, is_match != *invert));
+                pieces.finish();
+            }
+            Self::Class { class, behaviour } => {
+                let mut pieces = Pieces::new(text.clone(), *behaviour, out);
+                let is_of = |character| class.contains(character);
+                cut_class(&text, is_of, &mut |range, is_match| pieces.push(range, is_match));
+                pieces.finish();
+            }
+            Self::PrefixBlank if text.starts_with(' ') => out.push(text),
+            Self::PrefixBlank => out.push(Cow::Owned(format!(" {text}"))),
+            Self::Metaspace { replacement, prepend, split } => {
+                let mut replaced = text.replace(' ', replacement.encode_utf8(&mut [0; 4]));
+                let wanted = match prepend {
+                    Prepend::Always => true,
+                    Prepend::First => begins,
+                    Prepend::Never => false,
+                };
+                if wanted && !replaced.starts_with(*replacement) {
+                    replaced.insert(0, *replacement);
+                }
+                let is_blank = |character| *split && character == *replacement;
+                let text: Cow<'t, str> = Cow::Owned(replaced);
+                let mut pieces = Pieces::new(text.clone(), Behaviour::MergedWithNext, out);
+                cut_class(&text, is_blank, &mut |range, is_match| pieces.push(range, is_match));
+                pieces.finish();
+            }
         }
-        push(text.get(at..));
-        pieces
     }
+}
 
-    /// Where a match ends once the look-ahead of `\s+(?!\S)` has been heeded.
-    fn shortened(&self, text: &str, matched: &str, end: usize) -> usize {
-        let line_end = matched.ends_with(['\r', '\n']) && self.keeps_line_ends;
-        if !self.yields_space || line_end || !matched.chars().all(char::is_whitespace) {
-            return end;
+impl Class {
+    fn contains(self, character: char) -> bool {
+        match self {
+            Self::Whitespace => character.is_whitespace(),
+            Self::Numeric => character.is_numeric(),
+            Self::Punctuation => super::normalize::is_punctuation(character),
         }
-        let last = matched.chars().next_back().map_or(0, char::len_utf8);
-        let followed = text.get(end..).is_some_and(|rest| !rest.is_empty());
-        if followed && matched.len() > last { end - last } else { end }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn words<'t>(name: &str, text: &'t str) -> Vec<&'t str> {
-        PreTokenizer::new(name).unwrap().words(text)
-    }
-
-    #[test]
-    fn published_rules_cut_as_documented() {
-        let sample = "Hello'Ve it's 12345\n\n  foo\t bar!?\n";
-        assert_eq!(
-            words("gpt-2", sample),
-            ["Hello", "'", "Ve", " it", "'s", " 12345", "\n\n ", " foo", "\t", " bar", "!?", "\n"]
-        );
-        assert_eq!(
-            words("smollm", sample),
-            [
-                "Hello", "'", "Ve", " it", "'s", " ", "1", "2", "3", "4", "5", "\n\n ", " foo",
-                "\t", " bar", "!?", "\n"
-            ]
-        );
-        assert_eq!(
-            words("llama-bpe", sample),
-            [
-                "Hello", "'Ve", " it", "'s", " ", "123", "45", "\n\n", " ", " foo", "\t", " bar",
-                "!?\n"
-            ]
-        );
-        assert_eq!(words("qwen2", "a 12"), ["a", " ", "1", "2"]);
-        assert_eq!(words("tekken", "camelCase ÜBER/a"), ["camel", "Case", " ÜBER", "/a"]);
-        assert_eq!(words("default", "a, 12345 b"), ["a", ",", " ", "123", "45", " b"]);
-    }
-
-    #[test]
-    fn unknown_names_are_named() {
-        let error = PreTokenizer::new("martian").err().unwrap().to_string();
-        assert!(error.contains("\"martian\"") && error.contains("smollm"), "{error}");
-    }
-
-    #[test]
-    fn long_runs_take_linear_time() {
-        let text = " ".repeat(1 << 20) + &"a".repeat(1 << 20) + &"1".repeat(1 << 18);
-        for rule in RULES {
-            let pieces = PreTokenizer::new(rule.names[0]).unwrap().words(&text).len();
-            assert!(pieces >= 2);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn words_are_the_text(text in "[ \\n\\ta1Ü'.é漢😀]{0,40}", rule in 0..RULES.len()) {
-            let words = words(RULES[rule].names[0], &text);
-            prop_assert_eq!(words.concat(), text);
-        }
-
-        /// Goal: shortening equals the published look-ahead. Oracle: the original expressions in the
-        /// backtracking engine that the reference tokenizers use.
-        #[test]
-        fn shortening_equals_look_ahead(text in "[ \\n\\r\\ta1b2Ü'.sé漢]{0,40}", rule in 0..RULES.len()) {
-            use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
-            use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-            use tokenizers::SplitDelimiterBehavior::Isolated;
-            let mut reference = PreTokenizedString::from(text.as_str());
-            for stage in RULES[rule].stages {
-                let original = match stage.strip_suffix(r"|\s+") {
-                    Some(head) => format!(r"{head}|\s+(?!\S)|\s+"),
-                    None => (*stage).to_owned(),
-                };
-                Split::new(SplitPattern::Regex(original), Isolated, false)
-                    .unwrap()
-                    .pre_tokenize(&mut reference)
-                    .unwrap();
-            }
-            let reference: Vec<String> = reference
-                .get_splits(OffsetReferential::Original, OffsetType::Byte)
-                .into_iter()
-                .map(|(piece, _, _)| piece.to_owned())
-                .collect();
-            prop_assert_eq!(words(RULES[rule].names[0], &text), reference);
-        }
-    }
-}
+mod tests;

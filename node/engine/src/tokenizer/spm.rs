@@ -5,13 +5,11 @@
 
 use std::collections::BinaryHeap;
 
+use super::BLANK;
+use super::gguf::{scores, token_id};
 use super::vocab::{TokenKind, Vocab};
 use crate::error::EngineError;
-use crate::files::gguf::{Gguf, Value};
-use crate::files::metadata::missing;
-
-/// SentencePiece's visible blank.
-const BLANK: &str = "\u{2581}";
+use crate::files::gguf::Gguf;
 
 /// Scores and byte tokens of a SentencePiece vocabulary.
 pub(super) struct Spm {
@@ -24,41 +22,21 @@ pub(super) struct Spm {
 
 impl Spm {
     pub(super) fn from_gguf(gguf: &Gguf<'_>, vocab: &Vocab) -> Result<Self, EngineError> {
-        let key = "tokenizer.ggml.scores";
-        let array = gguf.array(key)?.ok_or_else(|| missing(key))?;
-        let scores: Vec<f32> = array
-            .iter()
-            .filter_map(|value| match value {
-                Value::Float(score) if !score.is_nan() => Some(score as f32),
-                _ => None,
-            })
-            .collect();
-        if scores.len() != vocab.texts.len() {
-            let problem = format!("{} numbers for {} tokens", scores.len(), vocab.texts.len());
-            return Err(EngineError::metadata(key, problem));
-        }
-        let bytes = (0..=255u8)
-            .map(|byte| {
-                let id = vocab.ids.get(&format!("<0x{byte:02X}>")).copied()?;
-                (vocab.kind(id) == Some(TokenKind::Byte)).then_some(id)
-            })
-            .collect();
-        let unknown = gguf.u32("tokenizer.ggml.unknown_token_id")?;
-        if unknown.is_some_and(|id| id as usize >= vocab.texts.len()) {
-            let key = "tokenizer.ggml.unknown_token_id";
-            return Err(EngineError::metadata(key, "is not among the tokens"));
-        }
+        let scores = scores(gguf, vocab)?;
+        let bytes = vocab.byte_tokens(|id| vocab.kind(id) == Some(TokenKind::Byte));
+        let unknown = token_id(gguf, vocab, "unknown_token_id")?;
         let add_space_prefix = gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
         Ok(Self { scores, bytes, unknown, add_space_prefix })
     }
 
     /// Appends the tokens of `text`, which begins the input or follows a special token iff `first`.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, first: bool, out: &mut Vec<u32>) {
-        let prefix = if first && self.add_space_prefix { BLANK } else { "" };
-        let text = format!("{prefix}{}", text.replace(' ', BLANK));
+        let blank = BLANK.to_string();
+        let prefix = if first && self.add_space_prefix { blank.as_str() } else { "" };
+        let text = format!("{prefix}{}", text.replace(' ', &blank));
         for piece in self.pieces(vocab, &text) {
-            match vocab.ids.get(piece) {
-                Some(&id) => out.push(id),
+            match vocab.id(piece) {
+                Some(id) => out.push(id),
                 None => out.extend(piece.bytes().filter_map(|byte| {
                     self.bytes.get(usize::from(byte)).copied().flatten().or(self.unknown)
                 })),
@@ -90,21 +68,10 @@ impl Spm {
     /// The merge of the symbol at `left` with the one after it, if it makes a token.
     fn pair(&self, vocab: &Vocab, symbols: &Symbols<'_>, left: usize) -> Option<Pair> {
         let joined = symbols.joined(left)?;
-        let id = vocab.ids.get(joined)?;
-        let score = *self.scores.get(*id as usize)?;
+        let id = vocab.id(joined)?;
+        let score = *self.scores.get(id as usize)?;
         Some(Pair { score, left, bytes: joined.len() })
     }
-}
-
-/// The text of a SentencePiece token as bytes.
-pub(super) fn token_bytes(text: &str, kind: TokenKind) -> Vec<u8> {
-    if kind == TokenKind::Byte {
-        let hex = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-        if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            return vec![byte];
-        }
-    }
-    text.replace(BLANK, " ").into_bytes()
 }
 
 /// A possible merge; the greatest is the one to do next.

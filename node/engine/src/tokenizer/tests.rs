@@ -3,25 +3,26 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::files::gguf::Gguf;
 use crate::gguf_writer::GgufWriter;
 
 /// The real model's tokenizer: its metadata without the tensors.
-fn smollm2() -> Tokenizer {
+pub(super) fn smollm2() -> Tokenizer {
     let bytes = std::fs::read(fixture("smollm2.gguf")).unwrap();
     Tokenizer::from_gguf(&Gguf::parse(&bytes).unwrap()).unwrap()
 }
 
-fn fixture(name: &str) -> std::path::PathBuf {
+pub(super) fn fixture(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer").join(name)
 }
 
 #[derive(serde::Deserialize)]
-struct Case {
-    text: String,
-    ids: Vec<u32>,
+pub(super) struct Case {
+    pub(super) text: String,
+    pub(super) ids: Vec<u32>,
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     serde_json::from_slice(&std::fs::read(fixture("smollm2.json")).unwrap()).unwrap()
 }
 
@@ -51,7 +52,7 @@ fn tokens_return_to_text() {
 #[test]
 fn long_input_is_linear_and_bounded() {
     let tokenizer = smollm2();
-    for unit in [" ", "a", "\n", "1", "<|im_end|>", "é"] {
+    for unit in [" ", "a", "\n", "1", "<|im_end|>", "é", "ab", "<|im_"] {
         let text = unit.repeat(INPUT_BYTES_MAX / 8 / unit.len());
         assert!(!tokenizer.encode(&text).unwrap().is_empty());
     }
@@ -137,6 +138,22 @@ fn contradictions_are_named() {
         let error = build(&writer).err().unwrap().to_string();
         assert!(error.contains(part), "{error} lacks {part}");
     }
+}
+
+/// Goal: tokens are found leftmost first and longest among equals, in one pass.
+#[test]
+fn special_tokens_are_cut_out() {
+    let mut writer = sentence_piece();
+    let tokens = ["<unk>", "<s>", "</s>", "<s><s>", "x</s>", "a", "\u{2581}"];
+    writer = writer
+        .strings("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &[2, 3, 3, 3, 4, 1, 1])
+        .f32s("tokenizer.ggml.scores", &[0.0; 7])
+        .bool("tokenizer.ggml.add_space_prefix", false);
+    let tokenizer = build(&writer).unwrap();
+    assert_eq!(tokenizer.encode("<s><s><s>a</s>x</s>").unwrap(), [3, 1, 5, 2, 4]);
+    assert_eq!(tokenizer.bytes(4), b"x</s>");
+    assert!(tokenizer.bytes(3).is_empty() && tokenizer.bytes(99).is_empty());
 }
 
 proptest! {

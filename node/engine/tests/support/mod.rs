@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod families;
+pub(crate) mod counting;
 pub(crate) mod gguf_writer;
 pub(crate) mod minilm;
 pub(crate) mod real_model;

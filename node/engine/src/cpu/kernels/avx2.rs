@@ -43,8 +43,9 @@ macro_rules! memory {
     ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? { $body:expr })*) => { $(
         #[inline(always)]
         unsafe fn $name(self, $($arg: $type),*) $(-> $out)? {
-            // SAFETY: `self` proves that the processor has the instructions, and the caller promises
-            // that the pointer is good for one vector; none of the instructions asks for alignment.
+            // SAFETY: `self` proves that the processor has the instructions, and the caller
+            // promises that the pointer is good for one vector; none of the instructions asks for
+            // alignment.
             unsafe { $body }
         }
     )* };

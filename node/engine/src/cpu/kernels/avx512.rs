@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 use super::simd::Simd;
 use crate::cpu::isa::Work;
 
-/// Sixteen lanes; a value proves that the processor has AVX-512 F, BW, VL, DQ and VNNI, and FMA, F16C.
+/// Sixteen lanes; a value proves that the processor has AVX-512 F, BW, VL, DQ and VNNI, and FMA,
+/// F16C.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
@@ -50,8 +51,9 @@ macro_rules! memory {
     ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? { $body:expr })*) => { $(
         #[inline(always)]
         unsafe fn $name(self, $($arg: $type),*) $(-> $out)? {
-            // SAFETY: `self` proves that the processor has the instructions, and the caller promises
-            // that the pointer is good for one vector; none of the instructions asks for alignment.
+            // SAFETY: `self` proves that the processor has the instructions, and the caller
+            // promises that the pointer is good for one vector; none of the instructions asks for
+            // alignment.
             unsafe { $body }
         }
     )* };

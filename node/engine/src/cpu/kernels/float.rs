@@ -69,8 +69,8 @@ impl<'a, E: Element, const R: usize> Tile<'a, E, R> {
     /// Multiplies, into the first `R` of `results`.
     ///
     /// # Safety
-    /// `tile` is valid for reads of `columns` times 32 elements; `rows` for `R` rows of `columns` values,
-    /// `stride` apart.
+    /// `tile` is valid for reads of `columns` times 32 elements; `rows` for `R` rows of `columns`
+    /// values, `stride` apart.
     #[inline(always)]
     pub(super) unsafe fn run<S: Simd>(
         s: S,
@@ -90,7 +90,8 @@ impl<E: Element, const R: usize> Work for Tile<'_, E, R> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { tile, columns, rows, stride, results, .. } = self;
-        // SAFETY: only `Tile::run` makes these values, and its caller promises what `panels` asks for.
+        // SAFETY: only `Tile::run` makes these values, and its caller promises what `panels` asks
+        // for.
         unsafe {
             if const { !S::REGISTERS } {
                 for first in 0..TILE_ROWS / S::LANES {
@@ -127,9 +128,9 @@ unsafe fn panels<S: Simd, E: Element, const T: usize, const R: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut at = tile.add(first * S::LANES * E::BYTES);
-        // Every third row has a pointer of its own; the two after it are reached by one and two strides, which
-        // an address can hold. Twelve pointers would not fit the registers.
-        let bases: [*const f32; 4] =
+        // Every third row has a pointer of its own; the two after it are reached by one and two
+        // strides, which an address can hold.
+        let bases: [*const f32; 2] =
             std::array::from_fn(|i| if 3 * i < R { rows.add(3 * i * stride) } else { rows });
         for k in 0..columns {
             if R == 1 && first == 0 {

@@ -1,9 +1,9 @@
 //! Products of quantised weights with quantised activations.
 //!
-//! Per segment of 16 or 32 inputs, in ascending order: the exact integer `i = sum (code - offset) * quant`, then
-//! `acc = fma(i * w, a, acc)` with `w` the segment's weight scale (`d * sub_scale`, exact in f32) and `a` the
-//! activations' scale; where the format has minima, then `acc = fma(m, a * sum(quants), acc)`. One
-//! accumulator per output.
+//! Per segment of 16 or 32 inputs, in ascending order: the exact integer
+//! `i = sum (code - offset) * quant`, then `acc = fma(i * w, a, acc)` with `w` the segment's weight
+//! scale (`d * sub_scale`, exact in f32) and `a` the activations' scale; where the format has
+//! minima, then `acc = fma(m, a * sum(quants), acc)`. One accumulator per output.
 
 #![allow(
     clippy::needless_range_loop,
@@ -33,8 +33,8 @@ impl<'a, L: Format, const R: usize> Tile<'a, L, R> {
     /// Multiplies, into the first `R` of `results`.
     ///
     /// # Safety
-    /// `tile` is valid for reads of `blocks` blocks of format `L`; `rows` for `R` rows, `stride` apart, of
-    /// `blocks * L::LAYOUT.subs` each.
+    /// `tile` is valid for reads of `blocks` blocks of format `L`; `rows` for `R` rows, `stride`
+    /// apart, of `blocks * L::LAYOUT.subs` each.
     #[inline(always)]
     pub(super) unsafe fn run<S: Simd>(
         s: S,
@@ -55,9 +55,11 @@ impl<L: Format, const R: usize> Work for Tile<'_, L, R> {
     fn run<S: Simd>(self, s: S) {
         let Self { tile, blocks, rows, stride, results, .. } = self;
         // How many vectors of weights are worked on at a time: as many as leave registers for `R`
-        // accumulators of sums and of integers each. With a single row of activations it is the whole
-        // tile, so that memory is read in one stream.
-        // SAFETY: only `Tile::run` makes these values, and its caller promises what `panels` asks for.
+        // accumulators of sums and of integers each. With a single row of activations it is the
+        // whole tile, so that memory is read in one stream.
+        //
+        // SAFETY: only `Tile::run` makes these values, and its caller promises what `panels` asks
+        // for.
         unsafe {
             if const { !S::REGISTERS } {
                 for first in 0..TILE_ROWS / S::LANES {
@@ -117,8 +119,8 @@ unsafe fn panels<S: Simd, L: Format, const T: usize, const R: usize>(
     }
 }
 
-/// Asks for what is needed some blocks later; the tiles of a matrix follow one another, so this runs
-/// into the next tile at the end of one.
+/// Asks for what is needed some blocks later; the tiles of a matrix follow one another, so this
+/// runs into the next tile at the end of one.
 #[inline(always)]
 fn prefetch<S: Simd, L: Format>(s: S, at: *const u8) {
     const AHEAD: usize = 4096;
@@ -231,8 +233,8 @@ unsafe fn nibbles<
                 partial[r] = [s.begin(offsets[r]); T];
             }
         }
-        // A loop, which the compiler unrolls when it has made the body small: written out eight times here, it
-        // would have to do that work eight times, for each of some hundred kernels.
+        // A loop, which the compiler unrolls when it has made the body small: written out eight
+        // times here, it would have to do that work eight times, for each of some hundred kernels.
         let mut group = FROM;
         while group < TO {
             let (sums, partial) = (&mut sums, &mut partial);
@@ -281,9 +283,9 @@ unsafe fn nibble_step<S: Simd, L: Format, const T: usize, const R: usize>(
                 partial[r][t] = s.dot(partial[r][t], weights[t], quants);
             }
         }
-        // Partial sums that would not hold another group move on. Chains divide segments, so counting
-        // from group 0 is right for both.
-        if !S::DIRECT && (group + 1) % L::LAYOUT.chain() == 0 && group < last {
+        // Partial sums that would not hold another group move on. Chains divide segments, so
+        // counting from group 0 is right for both.
+        if !S::DIRECT && (group + 1).is_multiple_of(L::LAYOUT.chain()) && group < last {
             for r in 0..R {
                 for t in 0..T {
                     sums[r][t] = s.add_i(sums[r][t], s.end(partial[r][t]));
@@ -390,7 +392,8 @@ unsafe fn codes<S: Simd, L: Format>(
     }
 }
 
-/// The factor of segment `number`: the f16 at `whole`, times the byte at `parts` if the format has such.
+/// The factor of segment `number`: the f16 at `whole`, times the byte at `parts` if the format has
+/// such.
 ///
 /// # Safety
 /// `at` is a whole block.

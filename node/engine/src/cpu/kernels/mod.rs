@@ -1,8 +1,8 @@
 //! Arithmetic on packed weights: quantised activations, products, and what follows a product.
 //!
-//! Written once over [`Simd`] and compiled per instruction set. The order of operations is part of the
-//! engine's numerics: an output depends on its row of weights and its row of activations alone, and has the same
-//! bits on every instruction set, in every batch, for every split among threads.
+//! Written once over [`Simd`] and compiled per instruction set. The order of operations is part of
+//! the engine's numerics: an output depends on its row of weights and its row of activations alone,
+//! and has the same bits on every instruction set, in every batch, for every split among threads.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -1,7 +1,7 @@
 //! [`Simd`] in plain Rust: arrays of eight lanes, loops that the compiler may vectorise.
 //!
-//! Methods over bytes are not forced inline, unlike those of the other instruction sets: they need no
-//! particular instruction, and written out at every call they multiply the time to compile.
+//! Methods over bytes are not forced inline, unlike those of the other instruction sets: they need
+//! no particular instruction, and written out at every call they multiply the time to compile.
 
 #![allow(clippy::needless_range_loop, reason = "lanes, indexed alike in several arrays")]
 
@@ -16,8 +16,8 @@ const LANES: usize = 8;
 type F = [f32; LANES];
 type I = [i32; LANES];
 
-/// Widens an IEEE half-precision value exactly; a signalling not-a-number becomes a quiet one, as the
-/// processor's own conversion does it.
+/// Widens an IEEE half-precision value exactly; a signalling not-a-number becomes a quiet one, as
+/// the processor's own conversion does it.
 pub(crate) fn f16_to_f32(half: u16) -> f32 {
     let sign = u32::from(half & 0x8000) << 16;
     let exponent = u32::from(half >> 10) & 31;

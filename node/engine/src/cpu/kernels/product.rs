@@ -32,8 +32,8 @@ pub enum Then {
     Add,
     /// The activation function of them is stored.
     Activate(Activation),
-    /// The activation function of the first half times the second half is stored, for matrices packed as
-    /// [`Order::Gated`]. The output is half as wide.
+    /// The activation function of the first half times the second half is stored, for matrices
+    /// packed as [`Order::Gated`]. The output is half as wide.
     Gate(Activation),
     /// They are stored as they are packed, for matrices packed as [`Order::Gated`]: sixteen of the first half, then
     /// sixteen of the second. The output is as wide as all tiles together.
@@ -41,7 +41,9 @@ pub enum Then {
 }
 
 /// Where results go: rows of f32, which several threads may write at once, each its own columns.
-#[derive(Clone, Copy, Debug)]
+///
+/// Not to be copied: whoever holds it alone may write without further promises.
+#[derive(Debug)]
 pub struct Output<'a> {
     to: *mut f32,
     len: usize,
@@ -49,8 +51,8 @@ pub struct Output<'a> {
     buffer: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the pointer is only written by `Product::run`, whose caller promises that no two threads write
-// the same columns.
+// SAFETY: the pointer is only written by `Product::run`, whose caller promises that no two threads
+// write the same columns.
 unsafe impl Send for Output<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Output<'_> {}
@@ -64,14 +66,15 @@ impl<'a> Output<'a> {
     /// Rows of `stride` values each, in memory that others may be using too.
     ///
     /// # Safety
-    /// `to` is valid for writes (and, for [`Then::Add`], reads) of `len` values for as long as the value is used.
+    /// `to` is valid for writes (and, for [`Then::Add`], reads) of `len` values for as long as the
+    /// value is used.
     pub unsafe fn from_raw(to: *mut f32, len: usize, stride: usize) -> Self {
         Self { to, len, stride, buffer: PhantomData }
     }
 }
 
 /// `output = then(input · weightsᵀ + bias)`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Product<'a> {
     /// (outputs, columns).
     pub weights: &'a PackedMatrix,
@@ -91,13 +94,13 @@ impl Product<'_> {
     /// Computes the outputs of `tiles`, for all rows.
     ///
     /// # Safety
-    /// No other thread uses the columns of these tiles in the output meanwhile: `32 t .. 32 t + 32` of tile
-    /// `t`, or with [`Then::Gate`] `16 t .. 16 t + 16`. (Where the matrix has parts of several types, a
-    /// part's tiles start at its first row.)
+    /// No other thread uses the columns of these tiles in the output meanwhile: `32 t .. 32 t + 32`
+    /// of tile `t`, or with [`Then::Gate`] `16 t .. 16 t + 16`. (Where the matrix has parts of
+    /// several types, a part's tiles start at its first row.)
     ///
     /// # Panics
-    /// When input, bias or output are shorter than the shapes ask for, of the wrong kind, or the tiles
-    /// do not exist: faults of the caller.
+    /// When input, bias or output are shorter than the shapes ask for, of the wrong kind, or the
+    /// tiles do not exist: faults of the caller.
     pub unsafe fn run(&self, isa: Isa, tiles: Range<usize>) {
         self.check(&tiles);
         for segment in self.weights.segments() {
@@ -169,8 +172,8 @@ impl Product<'_> {
     }
 }
 
-/// How many bytes of activations are worked on before the weights are read again: a part of a core's
-/// second-level cache, most of which tiles and results leave.
+/// How many bytes of activations are worked on before the weights are read again: a part of a
+/// core's second-level cache, most of which tiles and results leave.
 const CACHE: usize = 512 << 10;
 
 /// Rows of `bytes` each that stay in the cache, at least 24.
@@ -179,9 +182,10 @@ fn rows_per_pass(bytes: usize) -> usize {
 }
 
 /// Results of some rows of activations, for the 32 rows of a tile.
-pub(super) type Results = [[f32; TILE_ROWS]; 12];
+pub(super) type Results = [[f32; TILE_ROWS]; 6];
 
-/// What integer and float products have in common: a product, one segment of its weights, some tiles.
+/// What integer and float products have in common: a product, one segment of its weights, some
+/// tiles.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     product: &'a Product<'a>,
@@ -300,8 +304,8 @@ impl<E: Element> Work for Floats<'_, E> {
                 macro_rules! rows {
                     ($count:literal) => {{
                         let x = self.input[row * columns..].as_ptr();
-                        // SAFETY: the segment has `to` tiles of `columns` times 32 elements, and the
-                        // input has `rows` rows of `columns`: `Product::check`.
+                        // SAFETY: the segment has `to` tiles of `columns` times 32 elements, and
+                        // the input has `rows` rows of `columns`: `Product::check`.
                         unsafe {
                             let (tile, results) = (weights.as_ptr(), &mut results);
                             float::Tile::<E, $count>::run(s, tile, columns, x, columns, results);
@@ -310,16 +314,13 @@ impl<E: Element> Work for Floats<'_, E> {
                     }};
                 }
                 while row < end {
-                    let count = if const { S::LANES == 16 } {
-                        match end - row {
-                            12.. => rows!(12),
-                            4.. => rows!(4),
-                            2.. => rows!(2),
-                            _ => rows!(1),
-                        }
-                    } else if const { S::REGISTERS } {
+                    // Six rows times two vectors are chains enough to hide the latency of their
+                    // sums, and six lines of the cache stay in it when rows are whole pages apart;
+                    // twelve did not.
+                    let count = if const { S::REGISTERS } {
                         match end - row {
                             6.. => rows!(6),
+                            4.. => rows!(4),
                             2.. => rows!(2),
                             _ => rows!(1),
                         }
@@ -361,7 +362,7 @@ impl Work for Finish<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { part, tile, row, results } = self;
         let segment = part.segment;
-        let Product { output, bias, then, weights, .. } = *part.product;
+        let Product { ref output, bias, then, weights, .. } = *part.product;
         let gate = match then {
             Then::Gate(_) => true,
             Then::Store | Then::Add | Then::Activate(_) | Then::Alternate => false,
@@ -389,7 +390,8 @@ impl Work for Finish<'_> {
         for (r, results) in results.iter().enumerate() {
             let mut values = [0.0; TILE_ROWS];
             for at in (0..width).step_by(S::LANES) {
-                // SAFETY: `at + LANES <= width <= TILE_ROWS`, and `HALF_ROWS` more only where `width` is that.
+                // SAFETY: `at + LANES <= width <= TILE_ROWS`, and `HALF_ROWS` more only where
+                // `width` is that.
                 unsafe {
                     let mut value = s.load(results.as_ptr().add(at));
                     if bias.is_some() {
@@ -409,8 +411,8 @@ impl Work for Finish<'_> {
                     s.store(values.as_mut_ptr().add(at), value);
                 }
             }
-            // SAFETY: `Product::check` found the output large enough for `rows` rows up to `end`; the columns are
-            // this thread's alone by the promise of `Product::run`'s caller.
+            // SAFETY: `Product::check` found the output large enough for `rows` rows up to `end`;
+            // the columns are this thread's alone by the promise of `Product::run`'s caller.
             unsafe {
                 let to = output.to.add((row + r) * output.stride + column);
                 if count == width {

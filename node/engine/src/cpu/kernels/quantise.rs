@@ -24,10 +24,10 @@ const _: () = assert!(size_of::<QuantBlock>() == 48);
 
 /// Quantises one row.
 ///
-/// Per 32 values: `amax = max |x|`, `scale = amax / 127`, `quant = round_ties_even(x * (127 / amax))`. Where `amax` is
-/// so small that `127 / amax` overflows (below 4e-37) the block is zero. Where a value is not
-/// finite the scale is not a number, and so is every output that reads the block: damage stays
-/// visible, and the same everywhere.
+/// Per 32 values: `amax = max |x|`, `scale = amax / 127`, `quant = round_ties_even(x * (127 /
+/// amax))`. Where `amax` is so small that `127 / amax` overflows (below 4e-37) the block is zero.
+/// Where a value is not finite the scale is not a number, and so is every output that reads the
+/// block: damage stays visible, and the same everywhere.
 ///
 /// # Shapes
 /// `row`: (columns); `out`: (columns / 32).

@@ -2,8 +2,8 @@
 //!
 //! A value of a type that implements [`Simd`] proves that the processor has the instructions, so
 //! arithmetic is safe to call; only what follows a pointer is `unsafe`. Every operation is exact or
-//! correctly rounded, and so gives the same bits in every implementation. Where a result would differ
-//! (a not-a-number's payload, conversion of floats out of range) kernels do not ask for it.
+//! correctly rounded, and so gives the same bits in every implementation. Where a result would
+//! differ (a not-a-number's payload, conversion of floats out of range) kernels do not ask for it.
 
 use crate::cpu::isa::Work;
 
@@ -12,6 +12,10 @@ use crate::cpu::isa::Work;
 /// # Shapes
 /// `F`: `LANES` f32; `I`: `LANES` i32; `B`: `4 * LANES` bytes, four of each lane; `P`: sums of byte
 /// products on their way to `I`.
+#[allow(
+    clippy::wrong_self_convention,
+    reason = "`self` is the proof, the argument what is converted"
+)]
 pub trait Simd: Copy {
     /// Lanes of 32 bits in one vector.
     const LANES: usize;
@@ -151,7 +155,8 @@ pub trait Simd: Copy {
     fn begin(self, a: Self::I) -> Self::P;
     /// Adds to each lane the four products of unsigned weights and signed activations.
     ///
-    /// Where not [`Simd::DIRECT`], the running sum of two neighbouring products must stay within i16.
+    /// Where not [`Simd::DIRECT`], the running sum of two neighbouring products must stay within
+    /// i16.
     fn dot(self, sum: Self::P, weights: Self::B, activations: Self::B) -> Self::P;
     /// The sums as integers.
     fn end(self, sum: Self::P) -> Self::I;

@@ -1,4 +1,5 @@
-//! Every kernel against the portable one (equal bits), and that one against f64 and candle (within rounding).
+//! Every kernel against the portable one (equal bits), and that one against f64 and candle (within
+//! rounding).
 
 use candle_core::quantized::GgmlDType;
 use proptest::prelude::*;
@@ -65,8 +66,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Goal: one result per (weights, activations): whatever the instruction set and however many rows go
-/// through together.
+/// Goal: one result per (weights, activations): whatever the instruction set and however many rows
+/// go through together.
 #[test]
 fn bits_depend_on_neither_instructions_nor_company() {
     for dtype in TYPES {
@@ -84,8 +85,9 @@ fn bits_depend_on_neither_instructions_nor_company() {
     }
 }
 
-/// Goal: the sums are those of the weights and activations as they are represented, in f64, up to the
-/// rounding of one f32 accumulator; and those of the activations as given, up to their quantisation.
+/// Goal: the sums are those of the weights and activations as they are represented, in f64, up to
+/// the rounding of one f32 accumulator; and those of the activations as given, up to their
+/// quantisation.
 #[test]
 fn portable_products_agree_with_f64() {
     for dtype in TYPES {
@@ -119,7 +121,8 @@ fn portable_products_agree_with_f64() {
     }
 }
 
-/// Goal: sums of the largest codes and activations, of either sign, do not saturate or overflow anywhere.
+/// Goal: sums of the largest codes and activations, of either sign, do not saturate or overflow
+/// anywhere.
 #[test]
 fn extreme_codes_are_exact() {
     let quantised_types = TYPES.into_iter().filter(|dtype| dtype.block_size() > 1);
@@ -207,7 +210,8 @@ fn what_follows_a_product_is_applied() {
     }
 }
 
-/// Goal: more rows than one pass over the weights takes, and tiles computed by several threads, change nothing.
+/// Goal: more rows than one pass over the weights takes, and tiles computed by several threads,
+/// change nothing.
 #[test]
 fn passes_and_threads_leave_no_trace() {
     for dtype in [GgmlDType::F32, GgmlDType::Q4_0] {
@@ -226,6 +230,7 @@ fn passes_and_threads_leave_no_trace() {
         let output = Output::new(&mut out, 100);
         let then = Then::Store;
         let product = Product { weights: &weights, input, rows: 61, bias: None, then, output };
+        let product = &product;
         std::thread::scope(|scope| {
             for tile in 0..weights.tiles() {
                 // SAFETY: each thread has a tile of its own.
@@ -314,7 +319,8 @@ proptest! {
         }
     }
 
-    /// Any bytes at all as weights (but for scales that are not finite), any shape: the same bits everywhere.
+    /// Any bytes at all as weights (but for scales that are not finite), any shape: the same bits
+    /// everywhere.
     #[test]
     fn any_weights_give_the_same_bits_everywhere(
         kind in 0..TYPES.len(),

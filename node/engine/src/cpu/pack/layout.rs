@@ -1,10 +1,11 @@
 //! How packed weights lie in memory: one description, read by packer, kernels and row reader alike.
 //!
-//! A *tile* is 32 output rows over the whole input width; it is two halves of 16 rows. Quantised tiles
-//! are a sequence of blocks over k, each a header of scales followed by planes of codes; every block
-//! is whole cache lines. Within a 64-byte vector of a plane, byte `4 r + c` belongs to row `r` of the half and
-//! to input `4 g + c`, where `g` is the *group*: 0..8 within 32 inputs. So a vector multiplies with four activations
-//! that are the same for all rows, which is what byte dot products want.
+//! A *tile* is 32 output rows over the whole input width; it is two halves of 16 rows. Quantised
+//! tiles are a sequence of blocks over k, each a header of scales followed by planes of codes;
+//! every block is whole cache lines. Within a 64-byte vector of a plane, byte `4 r + c` belongs to
+//! row `r` of the half and to input `4 g + c`, where `g` is the *group*: 0..8 within 32 inputs. So
+//! a vector multiplies with four activations that are the same for all rows, which is what byte dot
+//! products want.
 
 use candle_core::quantized::GgmlDType;
 

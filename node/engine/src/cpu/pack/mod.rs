@@ -1,7 +1,7 @@
 //! Weights, repacked once at load into the tiles that the kernels stream.
 //!
-//! Packing moves bits and rounds nothing: [`PackedMatrix::row_into`] gives exactly what ggml's (and candle's)
-//! dequantisation of the same row gives. One layout serves all instruction sets.
+//! Packing moves bits and rounds nothing: [`PackedMatrix::row_into`] gives exactly what ggml's (and
+//! candle's) dequantisation of the same row gives. One layout serves all instruction sets.
 
 mod ggml;
 pub(crate) mod layout;
@@ -151,8 +151,9 @@ impl Segment {
 impl PackedMatrix {
     /// Packs `parts`, on the calling thread.
     ///
-    /// Takes about the bytes of the source: between 1.0 and 1.2 times (2-bit K-quants, whose sub-scales become bytes), after rounding rows
-    /// up to 32. Where quantised and float parts are mixed, or gate and up differ in type, all become f32.
+    /// Takes about the bytes of the source: between 1.0 and 1.2 times (2-bit K-quants, whose
+    /// sub-scales become bytes), after rounding rows up to 32. Where quantised and float parts are
+    /// mixed, or gate and up differ in type, all become f32.
     ///
     /// # Errors
     /// See [`PackError`]; no input is read beyond its length.

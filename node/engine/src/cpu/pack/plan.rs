@@ -231,8 +231,8 @@ fn segment(
         return Err(refused(std::io::ErrorKind::OutOfMemory.into()));
     }
     let data = MmapOptions::new().len(bytes).map_anon().map_err(refused)?;
-    // Fewer page faults while packing and fewer address-translation misses while streaming, where the
-    // system grants it; nothing depends on it.
+    // Fewer page faults while packing and fewer address-translation misses while streaming, where
+    // the system grants it; nothing depends on it.
     #[cfg(target_os = "linux")]
     if bytes >= HUGE_PAGE {
         let _ = data.advise(memmap2::Advice::HugePage);

@@ -24,8 +24,8 @@ pub(crate) const TYPES: [GgmlDType; 13] = [
     GgmlDType::Q6K,
 ];
 
-/// Weights of any codes whatever, with scales between 2^-9 and 2^-5: bytes from a xorshift generator, but for the f16
-/// scales and the exponents of floats.
+/// Weights of any codes whatever, with scales between 2^-9 and 2^-5: bytes from a xorshift
+/// generator, but for the f16 scales and the exponents of floats.
 pub(crate) fn weights(dtype: GgmlDType, rows: usize, columns: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut byte = move || {
@@ -105,6 +105,13 @@ fn rows_read_back_as_candle_dequantises_them() {
     }
 }
 
+#[test]
+fn block_sizes_are_candles() {
+    for dtype in TYPES.into_iter().filter(|dtype| dtype.block_size() > 1) {
+        assert_eq!(ggml::block_bytes(dtype), dtype.type_size(), "{dtype:?}");
+    }
+}
+
 /// Goal: an order that mixes up parts, halves or tiles shows; also with types of several kinds.
 #[test]
 fn parts_are_put_together_in_order() {
@@ -179,8 +186,8 @@ fn not_a_number_as_a_scale_stays_visible() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Goal: no claim about shape or length makes packing read or write out of bounds, or allocate more than
-    /// the bytes given justify.
+    /// Goal: no claim about shape or length makes packing read or write out of bounds, or allocate
+    /// more than the bytes given justify.
     #[test]
     fn claims_do_not_matter(
         kind in 0..TYPES.len(),

@@ -4,11 +4,11 @@ use super::ggml::{self, Sub};
 use super::layout::{BLOCK, Format, HALF_ROWS, Layout, SubScales, TILE_ROWS};
 use crate::cpu::kernels::f16_to_f32;
 
-/// Writes row `row` (0..32) of a tile from ggml blocks. Rows never written stay zero, which is a row of zero weights,
-/// because its scales are zero.
+/// Writes row `row` (0..32) of a tile from ggml blocks. Rows never written stay zero, which is a
+/// row of zero weights, because its scales are zero.
 pub(super) fn write_row<F: Format>(source: &[u8], tile: &mut [u8], row: usize) {
     let (dtype, layout) = (F::DTYPE, F::LAYOUT);
-    let blocks = source.chunks_exact(ggml::block_bytes(dtype));
+    let blocks = source.chunks_exact(const { ggml::block_bytes(F::DTYPE) });
     for (block, out) in blocks.zip(tile.chunks_exact_mut(layout.bytes())) {
         let (scale, min) = ggml::scales(dtype, block);
         put(out, layout.scales_at() + 2 * row, &scale.to_le_bytes());

@@ -104,21 +104,6 @@ impl CpuDecoder {
         Ok(Self { spec, isa, team, weights, pages, slopes, rows_max, buffers, adapters })
     }
 
-    /// Bytes of one page of the cache, over all layers.
-    pub(crate) fn bytes_per_page(spec: &ModelSpec) -> u64 {
-        Pages::bytes_per_page(spec.layers.len(), spec.kv_heads, spec.head_dim)
-    }
-
-    /// The instruction set that it computes with.
-    pub(crate) fn isa(&self) -> Isa {
-        self.isa
-    }
-
-    /// Bytes of packed weights.
-    pub(crate) fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
-    }
-
     fn grow(&mut self, plan: &Plan<'_>) {
         let (spec, members) = (&self.spec, self.team.members());
         let rows = plan.rows();

@@ -7,9 +7,10 @@ use super::kernels::QuantBlock;
 use super::lowrank::{Adapters, PackedAdapter};
 use super::pack::blocks_per_row;
 use super::pages::Pages;
-use super::pass::{ALONE_ROWS, Activations, Pass, Scratch, Stage};
+use super::pass::Pass;
 use super::plan::Plan;
 use super::shared::Shared;
+use super::stage::{ALONE_ROWS, Activations, Scratch, Stage};
 use super::team::Team;
 use super::weights::Weights;
 use crate::decoder::{Batch, Decoder, Output};
@@ -102,21 +103,6 @@ impl CpuDecoder {
         let buffers = Buffers::default();
         let adapters = Adapters::default();
         Ok(Self { spec, isa, team, weights, pages, slopes, rows_max, buffers, adapters })
-    }
-
-    /// Bytes of one page of the cache, over all layers.
-    pub(crate) fn bytes_per_page(spec: &ModelSpec) -> u64 {
-        Pages::bytes_per_page(spec.layers.len(), spec.kv_heads, spec.head_dim)
-    }
-
-    /// The instruction set that it computes with.
-    pub(crate) fn isa(&self) -> Isa {
-        self.isa
-    }
-
-    /// Bytes of packed weights.
-    pub(crate) fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
     }
 
     fn grow(&mut self, plan: &Plan<'_>) {

@@ -37,7 +37,7 @@ pub fn activate<S: Simd>(s: S, activation: Activation, x: S::F) -> S::F {
     match activation {
         Activation::Silu => s.div(x, s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), x)))),
         Activation::GeluTanh => {
-            const C: f32 = 0.797_884_56; // sqrt(2/π)
+            const C: f32 = 0.797_884_6; // sqrt(2/π)
             let inner = s.fma(s.mul(x, x), s.splat(0.044_715 * C), s.splat(C));
             let half = s.mul(x, s.splat(0.5));
             s.fma(half, tanh(s, s.mul(x, inner)), half)
@@ -91,10 +91,10 @@ fn exp_parts<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
     let x = s.min(s.splat(EXP_MAX), s.max(s.splat(EXP_MIN), x));
     let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, so that the first product is exact.
-    let r = s.fma(n, s.splat(-0.693_359_375), x);
+    let r = s.fma(n, s.splat(-0.693_359_4), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.987_569_2e-4);
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
         p = s.fma(p, r, s.splat(c));
     }
     let less_one = s.fma(p, s.mul(r, r), r);
@@ -112,7 +112,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let far = s.from_bits(s.or_i(s.bits(far), sign));
     let z = s.mul(x, x);
     let mut p = s.splat(-5.704_988_7e-3);
-    for c in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for c in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = s.fma(p, z, s.splat(c));
     }
     let near = s.fma(s.mul(p, z), x, x);
@@ -125,7 +125,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
 fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     let x = s.min(s.splat(4.0), s.max(s.splat(-4.0), x));
     let z = s.mul(x, x);
-    let mut p = s.splat(-2.726_142_2e-10);
+    let mut p = s.splat(-2.726_142e-10);
     for c in [
         2.770_681_5e-8,
         -2.101_024e-6,

@@ -14,6 +14,7 @@ pub mod pack;
 
 mod attend;
 mod attention;
+mod elementwise;
 pub(crate) mod forward;
 mod lanes;
 mod lowrank;
@@ -23,5 +24,6 @@ mod pass;
 mod plan;
 mod rope;
 mod shared;
+mod stage;
 mod team;
 mod weights;

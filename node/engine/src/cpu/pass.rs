@@ -10,10 +10,11 @@
 
 use std::sync::Arc;
 
-use super::isa::{Isa, Work};
-use super::kernels::{Input, Product, QuantBlock, Simd, Then, quantise_row};
+use super::elementwise::{Activate, SoftCap};
+use super::isa::Isa;
+use super::kernels::{Input, Product, QuantBlock, Then, quantise_row};
 use super::lowrank::PackedAdapter;
-use super::math::{self, Activation};
+use super::math::Activation;
 use super::norm::Norm;
 use super::pack::blocks_per_row;
 use super::pack::layout::HALF_ROWS;
@@ -21,60 +22,15 @@ use super::pages::Pages;
 use super::plan::Plan;
 use super::rope;
 use super::shared::Shared;
+use super::stage::{Activations, Scratch, Stage};
 use super::team::Member;
 use super::weights::{Layer, Linear, Weights};
 use crate::adapter::Target;
 use crate::decoder::Output;
 use crate::spec::{ModelSpec, Placement};
 
-/// Up to how many rows every member prepares all of them for itself.
-pub(super) const ALONE_ROWS: usize = 2;
-
 /// Shares of a product per member: a member that was interrupted leaves its last share to the others.
 const SHARES: usize = 4;
-
-/// The buffers of a pass.
-#[derive(Debug)]
-pub(super) struct Stage<'a> {
-    /// The residual stream.
-    pub(super) x: Shared<'a, f32>,
-    /// What attention or MLP gave, where it is normalised before it is added.
-    pub(super) y: Shared<'a, f32>,
-    pub(super) query_key_value: Shared<'a, f32>,
-    /// Gate and up before the activation function, where adapters change them.
-    pub(super) raw: Shared<'a, f32>,
-    /// What the next products read.
-    pub(super) normed: Activations<'a>,
-    pub(super) attended: Activations<'a>,
-    pub(super) hidden: Activations<'a>,
-    /// Cosines and sines of each row, for each of the model's rotations.
-    pub(super) angles: Vec<Shared<'a, f32>>,
-    /// A row for each member, which stands in for `normed` in small batches.
-    pub(super) normed_alone: Shared<'a, f32>,
-    /// A row for each member, which stands in for the quantised activations of any kind in small batches.
-    pub(super) blocks_alone: Shared<'a, QuantBlock>,
-    /// One for each member.
-    pub(super) scratch: Shared<'a, Scratch>,
-    pub(super) out: Shared<'a, f32>,
-}
-
-/// Rows of activations, as floats and, where a product wants them so, quantised.
-#[derive(Debug)]
-pub(super) struct Activations<'a> {
-    pub(super) floats: Shared<'a, f32>,
-    pub(super) blocks: Shared<'a, QuantBlock>,
-}
-
-/// What a member needs for a moment.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    pub(super) key: Vec<f32>,
-    pub(super) queries: Vec<f32>,
-    pub(super) attended: Vec<f32>,
-    pub(super) scores: Vec<f32>,
-    between: Vec<f32>,
-    delta: Vec<f32>,
-}
 
 /// Which activations a product reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -555,80 +511,6 @@ impl At {
                     group.iter_mut().zip(change).for_each(|(y, change)| *y += change);
                 }
             }
-        }
-    }
-}
-
-impl Scratch {
-    /// Makes room for units of `queries` queries over `pages` pages.
-    pub(super) fn grow(&mut self, queries: usize, stride: usize, pages: usize) {
-        let grow = |buffer: &mut Vec<f32>, len| {
-            if buffer.len() < len {
-                buffer.resize(len, 0.0);
-            }
-        };
-        grow(&mut self.key, stride);
-        grow(&mut self.queries, queries * stride);
-        grow(&mut self.attended, queries * stride);
-        grow(&mut self.scores, super::attention::scores_len(queries, pages));
-    }
-}
-
-/// The activation function over one row of `raw`, as products apply it on the way out.
-struct Activate<'a> {
-    activation: Activation,
-    gated: bool,
-    raw: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl Work for Activate<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let groups = if self.gated { 2 } else { 1 };
-        let raw = self.raw.chunks(groups * HALF_ROWS);
-        for (raw, out) in raw.zip(self.out.chunks_mut(HALF_ROWS)) {
-            let mut padded = [0.0; 2 * HALF_ROWS];
-            padded[..raw.len()].copy_from_slice(raw);
-            let mut result = [0.0; HALF_ROWS];
-            for at in (0..HALF_ROWS).step_by(S::LANES) {
-                // SAFETY: `at + LANES <= HALF_ROWS`, and `padded` is twice as long.
-                unsafe {
-                    let first = s.load(padded.as_ptr().add(at));
-                    let mut value = math::activate(s, self.activation, first);
-                    if self.gated {
-                        value = s.mul(value, s.load(padded.as_ptr().add(HALF_ROWS + at)));
-                    }
-                    s.store(result.as_mut_ptr().add(at), value);
-                }
-            }
-            out.copy_from_slice(&result[..out.len()]);
-        }
-    }
-}
-
-/// `cap * tanh(x / cap)` over one row.
-struct SoftCap<'a> {
-    cap: f32,
-    row: &'a mut [f32],
-}
-
-impl Work for SoftCap<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for chunk in self.row.chunks_mut(S::LANES) {
-            let mut padded = [0.0; 16];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            // SAFETY: a vector has at most sixteen lanes.
-            unsafe {
-                let capped = math::soft_cap(s, self.cap, s.load(padded.as_ptr()));
-                s.store(padded.as_mut_ptr(), capped);
-            }
-            chunk.copy_from_slice(&padded[..chunk.len()]);
         }
     }
 }

@@ -109,16 +109,6 @@ impl Weights {
         Ok(Self { embedding, layers, output_norm, head_dense, output })
     }
 
-    /// Bytes in memory of all matrices.
-    pub(crate) fn bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|layer| {
-            [&layer.query_key_value, &layer.attention_output, &layer.up, &layer.down]
-        });
-        let head = self.head_dense.iter().map(|head| &head.dense);
-        let linear = layers.chain(head).chain(&self.output).map(|linear| linear.weights.bytes());
-        linear.sum::<usize>() + self.embedding.table.as_ref().map_or(0, PackedMatrix::bytes)
-    }
-
     /// Values of a row of gate and up before the activation function, as they are packed.
     pub(crate) fn raw_width(&self) -> usize {
         self.layers.first().map_or(0, |layer| match layer.up.weights.order() {
@@ -263,6 +253,8 @@ impl Loader<'_> {
             }
         });
         drop(jobs);
+        // The file's pages have been read once and are not needed again.
+        self.checkpoint.release();
         Ok(packing.finish())
     }
 

@@ -268,6 +268,11 @@ impl Checkpoint {
         Ok(Some(own))
     }
 
+    /// Gives back the memory of what has been read, so that a copy of the weights is not held twice.
+    pub(crate) fn release(&self) {
+        self.files.iter().for_each(map::release);
+    }
+
     /// Refuses checkpoints with tensors that nobody asked for: computing without them would be computing
     /// another model.
     ///

@@ -25,6 +25,20 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, EngineError> {
     unsafe { Mmap::map(&file) }.map_err(io)
 }
 
+/// Gives the memory of a mapped file back; what is read again later comes from the file again. Where the system has no
+/// such call nothing happens.
+#[allow(unsafe_code)]
+pub(crate) fn release(map: &Mmap) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the advice is unsafe because it discards what was written; this mapping is read-only and backed by the
+        // file, so the same bytes come back.
+        let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+    #[cfg(not(unix))]
+    let _ = map;
+}
+
 /// Reads a small text file whole.
 ///
 /// # Errors

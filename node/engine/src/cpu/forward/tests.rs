@@ -166,7 +166,6 @@ fn all_families_agree_with_the_reference() {
             let reference: Vec<Vec<f32>> = rows(&expected["logits"].get(index).unwrap());
             let whole = Run::new(&mut decoder, std::slice::from_ref(&ids)).chunked(ids.len());
             let error = difference(&whole, &reference);
-            println!("{family} {index}: {error:e}");
             assert!(error <= 1e-4, "{family} {index}: {error:e}");
             let mut all = strangers(vocab);
             all.insert(1, ids.clone());
@@ -232,7 +231,6 @@ fn adapters_agree_with_the_reference() {
             let mut run = Run::new(&mut decoder, std::slice::from_ref(&ids));
             run.adapters[0] = Some(Arc::clone(&adapter));
             let error = difference(&run.chunked(ids.len()), &reference);
-            println!("{family} {index} adapted: {error:e}");
             assert!(error <= 1e-4, "{family} {index}: {error:e}");
         }
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -72,12 +73,22 @@ class Comparison:
             # What the Python interpreter takes is not llama.cpp's.
             figures["memory"] = told["peak_mib"] - told.get("interpreter_mib", 0.0)
             answers[side] = told["answers"]
+            if told.get("answers_ended_early"):
+                say(f"{model}: some of our answers ended early; the rate is over the tokens that came")
         for batch in batches:
             for side, figures in got.items():
                 task = ["--task", "batch", "--batch", str(batch)]
                 told = self.run(side, model, task, BATCH_TOKENS, BATCH_TOKENS)
                 figures[f"batch_{batch}"] = told["decode_tokens_per_s"]
         return got["ours"], got["theirs"], ratios.same_tokens(answers["ours"], answers["theirs"])
+
+
+def processor() -> str:
+    """The processor's name, where the operating system says."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} × {len(names)}" if names else platform.machine()
 
 
 def arguments() -> argparse.Namespace:
@@ -129,7 +140,8 @@ def main() -> int:
     verdict = ratios.verdicts(summaries, floors)
     report = {
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
+        "load_average": os.getloadavg(),
         "threads": options.threads,
         "rounds_of": options.rounds,
         "llama_cpp": {

@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release -p allmend-engine --example bench -- MODEL [--task all|single|batch]
 //!     [--prompt-tokens N] [--answer-tokens N] [--batches 1,4,16,32] [--runs N] [--threads N]
-//!     [--isa portable|avx2|avx512] [--prompts FILE] [--json]
+//!     [--isa portable|avx2|avx512] [--prompts FILE] [--drafts] [--json]
 //! ```
 //! `single`: one sequence, greedy, no drafts: loading, the first request's time to its first token, then the
 //! medians of later runs' prefill and decode rates, and the answers' ids. `batch`: with each number of sequences
@@ -13,7 +13,7 @@
 //! Times in milliseconds, rates in tokens per second, memory in MiB: the most that was resident at any time.
 //! Each figure comes from a process of its own, so that none is charged for another one's memory.
 //! `--prompts`: a JSON object from lengths to lists of `{"text": …}`, such as `testnet/interop` writes; by default
-//! words in a random order. No prompt comes twice.
+//! words in a random order. No prompt comes twice. `--drafts`: with prompt-lookup drafts, which are off otherwise.
 
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -24,8 +24,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use allmend_engine::{
-    Completion, Engine, EngineError, Event, Input, LoadOptions, NUMERICS_VERSION, Request,
-    THREADS_ENV, Ticket,
+    Completion, Compute, Engine, EngineError, Event, Input, Isa, LoadOptions, NUMERICS_VERSION,
+    Request, ServeOptions, THREADS_ENV, Ticket,
 };
 use serde_json::{Value, json};
 
@@ -63,8 +63,9 @@ struct Options {
     batches: Vec<usize>,
     runs: usize,
     threads: NonZeroUsize,
-    isa: Option<String>,
+    isa: Option<Isa>,
     prompts: Option<PathBuf>,
+    drafts: bool,
     /// Whether this process is the one that computes.
     here: bool,
 }
@@ -81,6 +82,7 @@ impl Options {
             threads: std::thread::available_parallelism()?,
             isa: None,
             prompts: None,
+            drafts: false,
             here: false,
         };
         while let Some(argument) = arguments.next() {
@@ -102,8 +104,9 @@ impl Options {
                 }
                 "--runs" => options.runs = value()?.parse()?,
                 "--threads" => options.threads = value()?.parse()?,
-                "--isa" => options.isa = Some(value()?),
+                "--isa" => options.isa = Some(isa(&value()?)?),
                 "--prompts" => options.prompts = Some(value()?.into()),
+                "--drafts" => options.drafts = true,
                 // There is no other form; the flag says that a caller relies on it.
                 "--json" => {}
                 "--here" => options.here = true,
@@ -121,15 +124,27 @@ impl Options {
     }
 
     fn load(&self, sequences: usize) -> Result<(Engine, f64), Failure> {
+        let context_tokens = u32::try_from(self.prompt_tokens)? + self.answer_tokens;
         let wanted = LoadOptions {
             threads: Some(self.threads),
-            context_tokens: Some(u32::try_from(self.prompt_tokens)? + self.answer_tokens),
+            context_tokens: Some(context_tokens),
+            // A cache for these sequences and no more; whole pages each.
+            cache_tokens: Some(context_tokens.next_multiple_of(16) * u32::try_from(sequences)?),
             slots: NonZeroUsize::new(sequences),
+            serve: ServeOptions {
+                sequences_max: sequences,
+                // Guesses would make repetitive answers look fast, and known prompts every prompt.
+                draft_rows_max: if self.drafts {
+                    ServeOptions::default().draft_rows_max
+                } else {
+                    0
+                },
+                prefix_cache: false,
+                ..ServeOptions::default()
+            },
+            compute: Compute::Fused(self.isa),
             ..LoadOptions::default()
         };
-        if let Some(isa) = &self.isa {
-            return Err(format!("this engine does not choose its instructions ({isa})").into());
-        }
         let begun = Instant::now();
         let engine = Engine::load(&self.model, &wanted)?;
         Ok((engine, ms(begun)))
@@ -138,6 +153,15 @@ impl Options {
     fn request(&self, prompt: &str) -> Request {
         Request::new(Input::Prompt(prompt.to_owned()), self.answer_tokens)
     }
+}
+
+/// A set of instructions by its name.
+fn isa(name: &str) -> Result<Isa, Failure> {
+    let mut known = Isa::available();
+    known.find(|isa| isa.name() == name).ok_or_else(|| {
+        let known: Vec<_> = Isa::available().map(Isa::name).collect();
+        format!("{name} is not among {}", known.join(", ")).into()
+    })
 }
 
 /// Both tasks, put together.
@@ -166,7 +190,10 @@ fn elsewhere(options: &Options, task: Task, sequences: Option<usize>) -> Result<
     command.args(["--runs", &options.runs.to_string()]);
     command.args(["--threads", &options.threads.to_string()]);
     command.args(sequences.iter().flat_map(|n| ["--batches".to_owned(), n.to_string()]));
-    command.args(options.isa.iter().flat_map(|isa| ["--isa", isa]));
+    command.args(options.isa.iter().flat_map(|isa| ["--isa", isa.name()]));
+    if options.drafts {
+        command.arg("--drafts");
+    }
     if let Some(prompts) = &options.prompts {
         command.arg("--prompts").arg(prompts);
     }
@@ -238,7 +265,7 @@ fn about(options: &Options, engine: &Engine) -> Value {
         "model": engine.info().name,
         "quantisation": engine.info().quantisation,
         "numerics": NUMERICS_VERSION,
-        "isa": options.isa,
+        "isa": Compute::Fused(options.isa).name(),
         "threads": options.threads,
         "prompt_tokens": options.prompt_tokens,
         "answer_tokens": options.answer_tokens,

@@ -16,6 +16,8 @@ mod counting;
 #[path = "../tests/support/gguf_writer.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod gguf_writer;
+#[path = "fuzz/grammar.rs"]
+mod grammar;
 #[path = "fuzz/mutate.rs"]
 mod mutate;
 #[path = "fuzz/random.rs"]
@@ -38,8 +40,8 @@ use self::counting::Counting;
 use self::random::Random;
 
 /// No input of the size tried here takes a hundredth of it on an idle machine; the interpreter of
-/// templates has three renderings of ten seconds before it gives up.
-const SECONDS_MAX: u64 = 40;
+/// templates has three renderings of thirty seconds before it gives up.
+const SECONDS_MAX: u64 = 120;
 /// Inputs kept as material.
 const POOL_LEN_MAX: usize = 4_096;
 const INPUT_BYTES_MAX: usize = 64 << 10;

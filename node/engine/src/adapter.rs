@@ -271,7 +271,10 @@ fn floats(dtype: &str, bytes: &[u8]) -> Option<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::spec::config;
 
     /// Goal: rows of `B` follow the base's rows through the converter's permutation.
     #[test]
@@ -287,5 +290,34 @@ mod tests {
         assert_eq!(per_head, [2, 3, 8, 9]);
         let stacked: Vec<usize> = own_rows(Layout::Columns, 3, 2, 4..8).collect();
         assert_eq!(stacked, [4, 5, 6, 7]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Goal: changed bytes of either file end in an adapter that fits, or in an error.
+        #[test]
+        fn changed_bytes_are_harmless(
+            family in prop::sample::select(vec!["llama", "gpt2", "apertus"]),
+            file in prop::sample::select(vec!["adapter_config.json", "adapter_model.safetensors"]),
+            changes in prop::collection::vec((0usize..2_048, any::<u8>()), 1..4),
+        ) {
+            let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
+            let (spec, _) = config::read(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            for name in ["adapter_config.json", "adapter_model.safetensors"] {
+                let mut bytes = std::fs::read(base.join("lora/start").join(name)).unwrap();
+                if name == file {
+                    for &(at, byte) in &changes {
+                        let at = at % bytes.len();
+                        bytes[at] = byte;
+                    }
+                }
+                std::fs::write(folder.path().join(name), bytes).unwrap();
+            }
+            if let Ok(adapter) = Adapter::read(folder.path(), &spec) {
+                prop_assert!(adapter.fits(&spec));
+            }
+        }
     }
 }

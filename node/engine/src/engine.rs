@@ -7,26 +7,28 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
-
 use crate::adapter::Adapter;
-use crate::candle::CandleDecoder;
+use crate::compute::Compute;
 use crate::decoder::{Output, PAGE_TOKENS};
+use crate::embed;
 use crate::error::{EngineError, TemplateError};
 use crate::files::checkpoint::Checkpoint;
 use crate::info::{self, ModelInfo};
 use crate::request::{Completion, Event, Finish, Input, Request, Ticket};
 use crate::serve::{Job, ServeOptions, Server, Stats, Words};
 use crate::spec::Kind;
+use crate::spec::pooling::Pooling;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
 /// What a caller decides about loading.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads that must be in use. They are counted once per process, from the environment variable
-    /// [`crate::THREADS_ENV`], which whoever starts the process sets; this only checks that it took.
-    /// None accepts what there is.
+    /// How to compute.
+    pub compute: Compute,
+    /// Threads to compute with, by default as many as processors may be used. Candle
+    /// ([`Compute::Candle`] and the like) counts its own once per process, from the environment variable
+    /// [`crate::THREADS_ENV`], which whoever starts the process sets; then this only checks that it took.
     pub threads: Option<NonZeroUsize>,
     /// Longest sequence to serve, prompt and answer together; at most, and by default, the model's own.
     pub context_tokens: Option<u32>,
@@ -42,6 +44,9 @@ pub struct LoadOptions {
     pub serve: ServeOptions,
 }
 
+/// Texts embedded in one call. They are computed before anything else, so this bounds how long that takes.
+const EMBED_TEXTS_MAX: usize = 1_024;
+
 /// Contexts that the cache holds unless the caller says otherwise.
 const CACHE_CONTEXTS_DEFAULT: u32 = 4;
 
@@ -54,6 +59,8 @@ pub struct Engine {
     template: Result<ChatTemplate, TemplateError>,
     server: Server,
     adapters: BTreeMap<[u8; 32], Arc<Adapter>>,
+    /// How texts become vectors; None when the model says nothing about it.
+    pooling: Option<Pooling>,
     /// Serving has no clock; this adds the times to what it reports.
     times: BTreeMap<Ticket, Times>,
 }
@@ -82,7 +89,6 @@ impl Engine {
     /// Everything that can be wrong with a model file, in words; [`EngineError::Memory`] with numbers
     /// before any weight is copied; [`EngineError::Threads`] when the thread count is not the wanted one.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
-        check_threads(options.threads)?;
         let checkpoint = Checkpoint::open(path)?;
         let info = ModelInfo::of(&checkpoint)?;
         let context_tokens =
@@ -102,7 +108,7 @@ impl Engine {
             None => Err(TemplateError::Missing),
         };
         let pages = (cache_tokens as usize).div_ceil(PAGE_TOKENS);
-        let decoder = Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?);
+        let decoder = options.compute.load(&checkpoint, options.threads, pages)?;
         let mut serve = options.serve;
         if let Some(slots) = options.slots {
             serve.sequences_max = slots.get();
@@ -114,6 +120,7 @@ impl Engine {
             template,
             server: Server::new(decoder, &serve),
             adapters: BTreeMap::new(),
+            pooling: if path.is_dir() { Pooling::read(path)? } else { None },
             times: BTreeMap::new(),
         })
     }
@@ -136,6 +143,24 @@ impl Engine {
     /// What serving has done and is doing.
     pub fn stats(&self) -> Stats {
         self.server.stats()
+    }
+
+    /// Loads an adapter in PEFT's format from its folder; requests then name it by `digest`, which must
+    /// stand for its contents: cached pages are known by it too. One that is loaded already stays.
+    ///
+    /// # Errors
+    /// When it is damaged, or was made for another model.
+    pub fn load_adapter(&mut self, digest: [u8; 32], folder: &Path) -> Result<(), EngineError> {
+        if !self.adapters.contains_key(&digest) {
+            let adapter = Adapter::read(folder, self.server.decoder().spec())?;
+            self.adapters.insert(digest, Arc::new(adapter));
+        }
+        Ok(())
+    }
+
+    /// Forgets an adapter; requests that were submitted keep it until they end.
+    pub fn unload_adapter(&mut self, digest: &[u8; 32]) {
+        self.adapters.remove(digest);
     }
 
     /// Number of tokens that an input takes, as [`Engine::generate`] will count them.
@@ -257,6 +282,31 @@ impl Engine {
         }
     }
 
+    /// Embeds texts. Nothing else may be running, because they take all pages; what the prefix cache
+    /// held is given up.
+    ///
+    /// # Shapes
+    /// Returns a vector of the model's width per text.
+    ///
+    /// # Errors
+    /// When the model says nothing about pooling, there are more than 1,024 texts, one of them is empty
+    /// or too long, or [`EngineError::Busy`] when requests are running.
+    pub fn embed(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let Some(pooling) = self.pooling else {
+            let problem = "this model says nothing about embeddings (modules.json is missing)";
+            return Err(EngineError::InvalidRequest(problem.to_owned()));
+        };
+        if texts.len() > EMBED_TEXTS_MAX {
+            let problem = format!("{} texts, at most {EMBED_TEXTS_MAX}", texts.len());
+            return Err(EngineError::InvalidRequest(problem));
+        }
+        let documents: Vec<Vec<u32>> = texts
+            .iter()
+            .map(|text| self.tokenizer.encode_document(text))
+            .collect::<Result<_, _>>()?;
+        embed::embed(self.server.whole_decoder()?, pooling, &documents)
+    }
+
     /// Logits after each of `tokens`, computed `chunk` at a time as a prompt is: for comparing
     /// implementations.
     ///
@@ -355,16 +405,6 @@ impl Engine {
                 Err(error) => Err(error.clone().into()),
             },
         }
-    }
-}
-
-fn check_threads(wanted: Option<NonZeroUsize>) -> Result<(), EngineError> {
-    let effective = candle_core::utils::get_num_threads();
-    match wanted {
-        Some(wanted) if wanted.get() != effective => {
-            Err(EngineError::Threads { wanted: wanted.get(), effective })
-        }
-        _ => Ok(()),
     }
 }
 

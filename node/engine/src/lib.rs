@@ -17,6 +17,9 @@
 #[allow(dead_code, reason = "loading one by name is still to be offered")]
 mod adapter;
 mod candle;
+mod compute;
+#[doc(hidden)]
+pub mod cpu;
 mod decoder;
 mod embed;
 mod engine;
@@ -43,6 +46,8 @@ mod tokenizer;
 #[allow(dead_code, reason = "shared with the integration tests, which use more of it")]
 mod gguf_writer;
 
+pub use crate::compute::Compute;
+pub use crate::cpu::isa::Isa;
 pub use crate::engine::{Engine, LoadOptions};
 pub use crate::error::{EngineError, Fault, TemplateError};
 pub use crate::files::gguf::GgufError;
@@ -59,7 +64,7 @@ pub use crate::template::ChatMessage;
 
 /// Names the arithmetic of this build: two builds with the same name give the same tokens for the same
 /// request on the same type of processor. It changes whenever an order of operations may have.
-pub const NUMERICS_VERSION: &str = "candle-0.11.1/gguf-1";
+pub const NUMERICS_VERSION: &str = "allmend-cpu-1";
 
 /// Environment variable from which the number of computing threads is taken when a process first
 /// computes.

@@ -5,29 +5,14 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use crate::adapter::Adapter;
-use crate::candle::CandleDecoder;
+use crate::compute::Compute;
 use crate::decoder::{Batch, Decoder, Output, PAGE_TOKENS, PageId, Row, SequenceView};
 use crate::embed;
 use crate::error::EngineError;
 use crate::files::checkpoint::Checkpoint;
 use crate::spec::Kind;
 use crate::spec::pooling::Pooling;
-
-/// Which of the ways through a model to take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Way {
-    /// Plain candle operations on the CPU.
-    Candle,
-}
-
-impl Way {
-    /// All that this build has.
-    pub const ALL: &[Self] = &[Self::Candle];
-}
 
 /// A model to compute with, in one way.
 pub struct Model {
@@ -41,12 +26,10 @@ impl Model {
     ///
     /// # Errors
     /// Everything that can be wrong with a model.
-    pub fn open(path: &Path, way: Way, tokens: usize) -> Result<Self, EngineError> {
+    pub fn open(path: &Path, way: Compute, tokens: usize) -> Result<Self, EngineError> {
         let checkpoint = Checkpoint::open(path)?;
         let pages = tokens.div_ceil(PAGE_TOKENS).max(1);
-        let decoder: Box<dyn Decoder> = match way {
-            Way::Candle => Box::new(CandleDecoder::load(&checkpoint, &Device::Cpu, pages)?),
-        };
+        let decoder = way.load(&checkpoint, None, pages)?;
         let pooling = if path.is_dir() { Pooling::read(path)? } else { None };
         Ok(Self { decoder, adapter: None, pooling })
     }
@@ -71,7 +54,8 @@ impl Model {
     }
 
     /// Logits after every token of every sequence. All sequences are computed together, `chunk` tokens
-    /// of each at a time, so that long ones go on alone when short ones have ended.
+    /// of each at a time, so that long ones go on alone when short ones have ended. An encoder computes
+    /// whole sequences, whatever `chunk` is.
     ///
     /// # Shapes
     /// Returns, per sequence, a row of vocabulary length per token.
@@ -91,12 +75,21 @@ impl Model {
         let vocab = self.decoder.spec().vocab;
         let mut logits: Vec<Vec<Vec<f32>>> = vec![Vec::new(); sequences.len()];
         let (mut rows, mut out) = (Vec::new(), Vec::new());
-        let room = self.decoder.rows_max();
+        let (room, whole) = (self.decoder.rows_max(), self.bidirectional());
+        if whole && sequences.iter().any(|tokens| tokens.len() > room) {
+            let problem = format!("a sequence is longer than {room} tokens");
+            return Err(EngineError::InvalidRequest(problem));
+        }
         loop {
             rows.clear();
             for (sequence, tokens) in sequences.iter().enumerate() {
                 let done = logits[sequence].len();
-                let len = chunk.get().min(tokens.len() - done).min(room - rows.len());
+                let left = tokens.len() - done;
+                let len = match whole {
+                    true if left > room - rows.len() => 0,
+                    true => left,
+                    false => chunk.get().min(left).min(room - rows.len()),
+                };
                 rows.extend(
                     tokens[done..done + len].iter().zip(done..).map(|(&token, position)| Row {
                         sequence,

@@ -28,8 +28,9 @@ use crate::error::TemplateError;
 
 /// The longest published template has some 25 KiB.
 pub(crate) const SOURCE_BYTES_MAX: usize = 256 << 10;
-/// A thousand times what the longest conversation takes; only a template that never ends gets here.
-const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 4 } else { 10 });
+/// Thousands of times what the longest conversation takes, for machines are shared: only a template that
+/// never ends gets here.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// One byte short of a kilobyte for each level that all the fuel can nest (840 bytes measured for the
 /// thirstiest operation). Reserved, not used: a conversation touches some 100 KiB of it.
 const STACK_BYTES: usize = 1 << 30;
@@ -46,6 +47,7 @@ pub struct ChatMessage {
 /// A compiled chat template.
 pub(crate) struct ChatTemplate {
     program: Arc<Program>,
+    patience: Duration,
     /// A rendering has not ended in time.
     is_stuck: AtomicBool,
 }
@@ -57,7 +59,7 @@ impl ChatTemplate {
     /// When the source is too long or does not parse.
     pub(crate) fn compile(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
         let program = Arc::new(Program::compile(source, bos, eos)?);
-        Ok(Self { program, is_stuck: AtomicBool::new(false) })
+        Ok(Self { program, patience: PATIENCE, is_stuck: AtomicBool::new(false) })
     }
 
     /// Renders a conversation, with `generation_prompt` up to where the assistant is to speak.
@@ -92,7 +94,7 @@ impl ChatTemplate {
                     send.send(program.render(&messages, clock, generation_prompt));
             })
             .map_err(|error| TemplateError::Render(format!("no thread to run on: {error}")))?;
-        match receive.recv_timeout(PATIENCE) {
+        match receive.recv_timeout(self.patience) {
             Ok(outcome) => outcome,
             Err(RecvTimeoutError::Timeout) => {
                 self.is_stuck.store(true, Ordering::Relaxed);

@@ -3,13 +3,12 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::ops::ControlFlow;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use allmend_engine::{Engine, EngineError, Input, LoadOptions, ModelInfo, Request, Sampling};
 use proptest::prelude::*;
+use support::counting::Counting;
 use support::gguf_writer::GgufWriter;
 
 /// More than loading and running the tiny model takes (about 4 MiB), far less than a lying size asks
@@ -17,30 +16,8 @@ use support::gguf_writer::GgufWriter;
 const PEAK_BYTES_MAX: usize = 64 << 20;
 const PLAN_MIB: u64 = 96;
 
-/// Counts what is allocated, to notice when a file makes the engine ask for too much.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
 /// Tests in one process share the counters.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-// SAFETY: every call is passed on to the system allocator unchanged; only counters are added.
-#[allow(unsafe_code)]
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(live, Ordering::Relaxed);
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -49,10 +26,7 @@ static ALLOCATOR: Counting = Counting;
 fn attempt(bytes: &[u8]) -> Result<(), EngineError> {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (_dir, path) = support::file(bytes);
-    PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
-    let before = LIVE.load(Ordering::Relaxed);
-    let outcome = load_and_run(&path);
-    let used = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+    let (outcome, used) = Counting::peak(8 * PEAK_BYTES_MAX, || load_and_run(&path));
     assert!(used < PEAK_BYTES_MAX, "{used} bytes for {outcome:?}");
     outcome
 }
@@ -107,6 +81,8 @@ fn errors_name_what_is_wrong() {
         (good().u32("llama.embedding_length", 64), "has shape"),
         (good().u32("llama.feed_forward_length", 32), "has shape"),
         (good().u32("llama.expert_count", 8), "mixture of experts"),
+        (good().f32("llama.attention.clamp_kqv", 8.0), "does not know what the key changes"),
+        (good().u32("llama.rope.dimension_count", 3), "cannot be rotated in pairs"),
         (good().u32("llama.rope.dimension_count", 10), "cannot be rotated in pairs"),
         (good().string("llama.rope.scaling.type", "yarn"), "yarn"),
         (good().f32("llama.rope.freq_base", f32::NAN), "should be a finite number"),

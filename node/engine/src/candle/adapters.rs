@@ -95,6 +95,12 @@ impl Adapters {
         Tensor::cat(&parts, 0)
     }
 
+    /// How many are on the device.
+    #[cfg(test)]
+    pub(super) fn loaded(&self) -> usize {
+        self.loaded.len()
+    }
+
     fn find(&self, adapter: &Arc<Adapter>) -> Option<&Vec<LayerFactors>> {
         let same = |weak: &Weak<Adapter>| std::ptr::eq(weak.as_ptr(), Arc::as_ptr(adapter));
         self.loaded.iter().find(|(weak, _)| same(weak)).map(|(_, layers)| layers)

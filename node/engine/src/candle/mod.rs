@@ -33,8 +33,11 @@ use crate::spec::{Head, Kind, ModelSpec, Placement};
 /// Rows of a causal model computed at once: enough to use the matrix kernels well, few enough to bound
 /// activations.
 const DECODER_ROWS_MAX: usize = 256;
-/// An encoder computes a text at once; the longest known ones take 8,192 tokens.
-const ENCODER_ROWS_MAX: usize = 8_192;
+/// An encoder computes a text at once: at least one of the longest known ones (8,192 tokens) where the model
+/// takes it, and several short ones together.
+const ENCODER_ROWS: std::ops::RangeInclusive<usize> = 1_024..=8_192;
+/// Elements of the widest activation of a batch: 256 MiB, whatever widths a file claims.
+const ACTIVATION_MAX: usize = 1 << 26;
 
 /// A model on one device, with the memory of its pages.
 pub(crate) struct CandleDecoder {
@@ -311,10 +314,7 @@ impl Decoder for CandleDecoder {
     }
 
     fn rows_max(&self) -> usize {
-        match self.spec.kind {
-            Kind::Decoder => DECODER_ROWS_MAX,
-            Kind::Encoder => self.spec.context.min(ENCODER_ROWS_MAX),
-        }
+        rows_max(&self.spec)
     }
 
     fn pages(&self) -> usize {
@@ -363,6 +363,17 @@ impl Decoder for CandleDecoder {
         out.extend(result.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
     }
+}
+
+/// Most rows in one batch, at least one.
+pub(crate) fn rows_max(spec: &ModelSpec) -> usize {
+    let rows = match spec.kind {
+        Kind::Decoder => DECODER_ROWS_MAX,
+        Kind::Encoder => spec.context.clamp(*ENCODER_ROWS.start(), *ENCODER_ROWS.end()),
+    };
+    // All rows may be wanted, so logits count.
+    let widest = spec.vocab.max(spec.mlp_width).max(spec.query_width()).max(spec.width);
+    rows.min(ACTIVATION_MAX / widest.max(1)).max(1)
 }
 
 /// Runs of rows that belong together.
@@ -453,3 +464,6 @@ impl Loader<'_> {
         if present { Ok(Some(self.norm(slot)?)) } else { Ok(None) }
     }
 }
+
+#[cfg(test)]
+mod tests;

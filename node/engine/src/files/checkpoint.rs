@@ -13,7 +13,7 @@ use crate::error::EngineError;
 use crate::files::gguf::{Gguf, dtype_name};
 use crate::files::{map, safetensors};
 use crate::spec::names::{Layout, Names, Part, Place, Shape, Slot};
-use crate::spec::{Activation, ModelSpec, Xielu, config};
+use crate::spec::{Activation, Kind, ModelSpec, Xielu, config};
 
 /// An index has about a hundred bytes per tensor.
 const INDEX_BYTES_MAX: u64 = 16 << 20;
@@ -230,7 +230,7 @@ impl Checkpoint {
     /// When it is missing, misshapen, or not stored as floats.
     pub(crate) fn vector(&self, slot: Slot) -> Result<Vec<f32>, EngineError> {
         let place = self.place(slot)?;
-        let name = format!("{}.weight", place.name);
+        let name = self.either(&place.name, "weight", "gamma");
         match self.spec.shape(slot.part) {
             Shape::Vector(len) => self.floats(&name, &[len]),
             Shape::Matrix { .. } => Err(EngineError::tensor(name, "is not a vector")),
@@ -246,7 +246,7 @@ impl Checkpoint {
             return Ok(None);
         }
         let place = self.place(slot)?;
-        let name = format!("{}.bias", place.name);
+        let name = self.either(&place.name, "bias", "beta");
         let len = |part| match self.spec.shape(part) {
             Shape::Matrix { rows, .. } => rows,
             Shape::Vector(len) => len,
@@ -293,6 +293,15 @@ impl Checkpoint {
         self.names.place(slot).ok_or_else(|| {
             EngineError::tensor(format!("{:?}", slot.part), "has no name in this family")
         })
+    }
+
+    /// The name of a module's tensor; the first BERT checkpoints name norms as the paper does.
+    fn either(&self, module: &str, usual: &str, old: &str) -> String {
+        let old = format!("{module}.{old}");
+        match self.tensors.contains_key(&old) && self.spec.kind == Kind::Encoder {
+            true => old,
+            false => format!("{module}.{usual}"),
+        }
     }
 
     fn take(&self, name: &str, shape: &[usize]) -> Result<(&Stored, &[u8]), EngineError> {

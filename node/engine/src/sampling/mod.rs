@@ -69,7 +69,7 @@ impl<'a> Logits<'a> {
             (log_prob * 1e6).round() as i32
         };
         let own = self.values.get(id as usize).map_or(i32::MIN, |&logit| micro(logit));
-        let top = Descending::new(self.values, self.largest, 4.0).take(top);
+        let top = Descending::new(self.values).take(top);
         ((id, own), top.map(|candidate| (candidate.id, micro(candidate.logit))).collect())
     }
 
@@ -90,7 +90,7 @@ impl<'a> Logits<'a> {
         let temperature = sampling.temperature_milli as f32 / 1_000.0;
         let scale = 1.0 / temperature;
         let weight = |logit: f32| f64::from(softmax::exp((logit - self.largest) * scale));
-        let descending = Descending::new(self.values, self.largest, 4.0 * temperature);
+        let descending = Descending::new(self.values);
         let top_k = sampling.top_k as usize;
         if (1..self.values.len()).contains(&top_k) {
             let first: Vec<Candidate> = descending.take(top_k).collect();

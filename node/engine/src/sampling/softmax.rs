@@ -41,7 +41,10 @@ pub(super) fn total_weight(values: &[f32], largest: f32, scale: f32) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        let weights = chunk.map(|value| exp((value - largest) * scale));
+        let mut weights = [0.0f32; LANES];
+        for (weight, value) in weights.iter_mut().zip(chunk) {
+            *weight = exp((value - largest) * scale);
+        }
         for (lane, weight) in lanes.iter_mut().zip(weights) {
             *lane += f64::from(weight);
         }

@@ -196,6 +196,18 @@ impl Server {
         outcome.map(|()| all)
     }
 
+    /// The decoder with all of its pages, whose contents are given up.
+    ///
+    /// # Errors
+    /// [`EngineError::Busy`] when requests are running.
+    pub(crate) fn whole_decoder(&mut self) -> Result<&mut dyn Decoder, EngineError> {
+        if self.running.is_empty() {
+            self.pages.clear();
+            return Ok(&mut *self.decoder);
+        }
+        Err(EngineError::Busy { waiting: self.running.len() + self.waiting.len() })
+    }
+
     /// Ends what was cancelled, and what its forced tokens ended already.
     fn sweep(&mut self, out: &mut Vec<(Ticket, Event)>) {
         let (pages, stats) = (&mut self.pages, &mut self.stats);

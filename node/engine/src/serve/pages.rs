@@ -146,6 +146,12 @@ impl Pages {
         }
     }
 
+    /// Gives up all cached pages.
+    pub(super) fn clear(&mut self) {
+        let idle: Vec<PageId> = self.idle.values().copied().collect();
+        idle.into_iter().for_each(|page| self.forget(page));
+    }
+
     /// Takes a user from a page; without any it is cached if its contents are known, else free.
     pub(super) fn release(&mut self, page: PageId) {
         let state = &mut self.states[page as usize];

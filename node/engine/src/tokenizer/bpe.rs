@@ -104,6 +104,9 @@ impl Bpe {
         let mut table =
             HashMap::with_capacity(merges.size_hint().1.unwrap_or(0).min(MERGES_LEN_MAX));
         let mut joined = String::new();
+        // Vocabularies list what merges make in their order, so the next result is likely the next token:
+        // looking there first saves a third of the look-ups.
+        let mut next = 0;
         for (rank, merge) in (0u32..).zip(merges) {
             if rank as usize >= MERGES_LEN_MAX {
                 return Err(broken(format!("more than {MERGES_LEN_MAX} merges")));
@@ -117,7 +120,12 @@ impl Bpe {
                     broken(format!("merge {rank} needs {text:?}, which is no token"))
                 })
             };
-            let merge = Merge { rank, id: id(&joined)? };
+            let made = match vocab.text(next) {
+                Some(text) if text == joined => next,
+                _ => id(&joined)?,
+            };
+            next = made + 1;
+            let merge = Merge { rank, id: made };
             table.entry((id(left)?, id(right)?)).or_insert(merge);
         }
         Ok(Self { alphabet, merges: table, options })

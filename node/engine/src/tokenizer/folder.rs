@@ -168,3 +168,6 @@ fn read(path: &Path, bytes_max: usize) -> Result<Option<Vec<u8>>, EngineError> {
     }
     Ok(Some(bytes))
 }
+
+#[cfg(test)]
+mod tests;

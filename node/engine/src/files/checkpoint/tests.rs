@@ -93,7 +93,7 @@ fn shards_are_joined() {
     };
     let names: Vec<&String> = entries.keys().collect();
     let index = |first: &str, second: &str| {
-        let of = |at: usize| if at % 2 == 0 { first } else { second };
+        let of = |at: usize| if at.is_multiple_of(2) { first } else { second };
         let map: serde_json::Map<String, serde_json::Value> =
             names.iter().enumerate().map(|(at, name)| ((*name).clone(), of(at).into())).collect();
         serde_json::json!({ "metadata": {}, "weight_map": map }).to_string()

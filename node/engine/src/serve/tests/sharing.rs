@@ -118,3 +118,17 @@ fn without_the_prefix_cache_nothing_is_kept() {
     assert_eq!(cached(&mut world, asks(ANNA, &tokens(7, 100), 1)), 0);
     assert_eq!(world.server.stats().pages_free, 200);
 }
+
+/// Goal: who takes the whole decoder leaves nothing behind that somebody would take for their prefix.
+#[test]
+fn the_whole_decoder_is_given_only_when_idle() {
+    let mut world = World::new(200, ServeOptions::default());
+    assert_eq!(cached(&mut world, asks(ANNA, &tokens(7, 100), 1)), 0);
+    assert!(world.server.stats().pages_cached > 0);
+    assert!(world.server.whole_decoder().is_ok());
+    assert_eq!(world.server.stats().pages_free, 200);
+    assert_eq!(cached(&mut world, asks(ANNA, &tokens(7, 100), 1)), 0);
+    world.submit(asks(ANNA, &tokens(7, 100), 1));
+    world.step();
+    assert!(matches!(world.server.whole_decoder(), Err(EngineError::Busy { waiting: 1 })));
+}

@@ -114,6 +114,7 @@ fn apertus(keys: &Keys<'_>) -> Result<ModelSpec> {
     tied(keys, &mut spec, false)?;
     spec.gated = false;
     spec.qk_norm = QkNorm::PerHead;
+    keys.only("mlp_bias", json!(false), "MLPs have no biases")?;
     keys.only("post_norm", json!(false), "norms come before the blocks")?;
     keys.only("qk_norm", json!(true), "queries and keys are normalised")?;
     // Transformers has a scaling of its own in mind when the file names none.
@@ -320,15 +321,12 @@ fn gptj(keys: &Keys<'_>) -> Result<ModelSpec> {
 fn bloom(keys: &Keys<'_>) -> Result<ModelSpec> {
     architecture(keys, &["BloomForCausalLM"])?;
     // Each size has an old name and a new one.
-    let either = |new: &'static str, old: &'static str| {
-        let old = if keys.value(old).is_some() { Some(old) } else { None };
-        match (keys.value(new), old) {
-            (Some(_), Some(old)) => {
-                Err(keys.unsupported(old, "the key with the new name is there too"))
-            }
-            (None, Some(old)) => Ok(old),
-            _ => Ok(new),
+    let either = |new: &'static str, old: &'static str| match (keys.value(new), keys.value(old)) {
+        (Some(one), Some(other)) if one != other => {
+            Err(keys.unsupported(old, "the key with the new name says otherwise"))
         }
+        (None, Some(_)) => Ok(old),
+        _ => Ok(new),
     };
     let sizes = super::SizeKeys {
         width: either("hidden_size", "n_embed")?,

@@ -133,7 +133,9 @@ fn what_is_not_understood_is_refused_by_name() {
             json!({ "apply_residual_connection_post_layernorm": true }),
             "apply_residual_connection_post_layernorm",
         ),
-        ("bloom", json!({ "n_embed": 32 }), "n_embed"),
+        ("bloom", json!({ "n_embed": 64 }), "n_embed = 64"),
+        ("apertus", json!({ "mlp_bias": true }), "mlp_bias"),
+        ("llama", json!({ "rope_interleaved": true }), "rope_interleaved"),
         ("gemma3", json!({ "use_bidirectional_attention": true }), "use_bidirectional_attention"),
         ("gemma3", json!({ "layer_types": ["full_attention"] }), "1 types for 7 layers"),
         ("gemma3", json!({ "layer_types": vec!["chunked_attention"; 7] }), "layer_types"),
@@ -147,6 +149,72 @@ fn what_is_not_understood_is_refused_by_name() {
         let error = changed(family, changes.clone()).unwrap_err();
         assert!(error.contains(part), "{family} {changes}: {error:?} lacks {part:?}");
     }
+}
+
+/// Goal: the keys that published models of these families carry beside the necessary ones are known.
+#[test]
+fn keys_of_published_models_are_known() {
+    let published = [
+        // SmolLM2-135M-Instruct
+        r#"{"architectures":["LlamaForCausalLM"],"attention_bias":false,"attention_dropout":0.0,
+        "bos_token_id":1,"eos_token_id":2,"hidden_act":"silu","hidden_size":576,
+        "initializer_range":0.041666666666666664,"intermediate_size":1536,"is_llama_config":true,
+        "max_position_embeddings":8192,"mlp_bias":false,"model_type":"llama",
+        "num_attention_heads":9,"num_hidden_layers":30,"num_key_value_heads":3,"pad_token_id":2,
+        "pretraining_tp":1,"rms_norm_eps":1e-05,"rope_interleaved":false,"rope_scaling":null,
+        "rope_theta":100000,"tie_word_embeddings":true,"torch_dtype":"bfloat16",
+        "transformers.js_config":{"kv_cache_dtype":{"q4f16":"float16"}},
+        "transformers_version":"4.42.3","use_cache":true,"vocab_size":49152}"#,
+        // Apertus-8B
+        r#"{"architectures":["ApertusForCausalLM"],"attention_bias":false,"attention_dropout":0.0,
+        "bos_token_id":1,"eos_token_id":68,"hidden_act":"xielu","hidden_dropout":0.0,
+        "hidden_size":4096,"initializer_range":0.02,"intermediate_size":21504,
+        "max_position_embeddings":65536,"mlp_bias":false,"model_type":"apertus",
+        "num_attention_heads":32,"num_hidden_layers":32,"num_key_value_heads":8,"pad_token_id":3,
+        "post_norm":false,"qk_norm":true,"rms_norm_eps":1e-05,"rope_scaling":{"factor":8.0,
+        "high_freq_factor":4.0,"low_freq_factor":1.0,"original_max_position_embeddings":8192,
+        "rope_type":"llama3","type":"llama3"},"rope_theta":12000000,"tie_word_embeddings":false,
+        "torch_dtype":"bfloat16","transformers_version":"4.56.0.dev0","use_cache":true,
+        "vocab_size":131072}"#,
+        // Olmo-3-7B
+        r#"{"architectures":["Olmo3ForCausalLM"],"attention_bias":false,"attention_dropout":0.0,
+        "eos_token_id":100257,"hidden_act":"silu","hidden_size":4096,"initializer_range":0.02,
+        "intermediate_size":11008,"max_position_embeddings":65536,"model_type":"olmo3",
+        "num_attention_heads":32,"num_hidden_layers":4,"num_key_value_heads":32,
+        "pad_token_id":100277,"rms_norm_eps":1e-06,"rope_scaling":{
+        "attention_factor":1.2079441541679836,"beta_fast":32,"beta_slow":1,"factor":8.0,
+        "original_max_position_embeddings":8192,"rope_type":"yarn"},"rope_theta":500000,
+        "sliding_window":4096,"tie_word_embeddings":false,"torch_dtype":"bfloat16",
+        "use_cache":false,"vocab_size":100278}"#,
+        // BLOOM-560m
+        r#"{"apply_residual_connection_post_layernorm":false,"attention_dropout":0.0,
+        "attention_softmax_in_fp32":true,"bias_dropout_fusion":true,"bos_token_id":1,
+        "eos_token_id":2,"pad_token_id":3,"unk_token_id":0,"hidden_dropout":0.0,
+        "initializer_range":0.02,"layer_norm_epsilon":1e-05,"masked_softmax_fusion":true,
+        "model_type":"bloom","n_embed":1024,"n_inner":null,"n_layer":24,"num_attention_heads":16,
+        "offset_alibi":100,"pretraining_tp":1,"seq_length":2048,"skip_bias_add":true,
+        "skip_bias_add_qkv":false,"slow_but_exact":false,"transformers_version":"4.20.0",
+        "use_cache":true,"vocab_size":250880,"architectures":["BloomForCausalLM"]}"#,
+        // GPT-J 6B
+        r#"{"activation_function":"gelu_new","architectures":["GPTJForCausalLM"],"attn_pdrop":0.0,
+        "bos_token_id":50256,"embd_pdrop":0.0,"eos_token_id":50256,"gradient_checkpointing":false,
+        "initializer_range":0.02,"layer_norm_epsilon":1e-05,"model_type":"gptj","n_embd":4096,
+        "n_head":16,"n_inner":null,"n_layer":28,"n_positions":2048,"resid_pdrop":0.0,"rotary":true,
+        "rotary_dim":64,"scale_attn_weights":true,"summary_activation":null,
+        "summary_first_dropout":0.1,"summary_proj_to_labels":true,"summary_type":"cls_index",
+        "summary_use_proj":true,"task_specific_params":{"text-generation":{"do_sample":true}},
+        "tie_word_embeddings":false,"tokenizer_class":"GPT2Tokenizer",
+        "transformers_version":"4.18.0.dev0","use_cache":true,"vocab_size":50400}"#,
+    ];
+    for text in published {
+        let (spec, _) = read(text.as_bytes()).unwrap();
+        assert!(spec.vocab > 40_000, "{spec:?}");
+    }
+    // Only layers without a window are stretched.
+    let (olmo3, _) = read(published[2].as_bytes()).unwrap();
+    let amplitudes: Vec<f32> =
+        olmo3.layers.iter().map(|layer| olmo3.ropes[layer.rope.unwrap()].amplitude).collect();
+    assert_eq!(amplitudes, [1.0, 1.0, 1.0, 1.207_944_2]);
 }
 
 #[test]

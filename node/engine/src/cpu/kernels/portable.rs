@@ -1,0 +1,328 @@
+//! [`Simd`] in plain Rust: arrays of eight lanes, loops that the compiler may vectorise.
+//!
+//! Methods over bytes are not forced inline, unlike those of the other instruction sets: they need
+//! no particular instruction, and written out at every call they multiply the time to compile.
+
+#![allow(clippy::needless_range_loop, reason = "lanes, indexed alike in several arrays")]
+
+use super::simd::Simd;
+use crate::cpu::isa::Work;
+
+/// Eight lanes without intrinsics; every processor has them.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable;
+
+const LANES: usize = 8;
+type F = [f32; LANES];
+type I = [i32; LANES];
+
+/// Widens an IEEE half-precision value exactly; a signalling not-a-number becomes a quiet one, as
+/// the processor's own conversion does it.
+pub(crate) fn f16_to_f32(half: u16) -> f32 {
+    let sign = u32::from(half & 0x8000) << 16;
+    let exponent = u32::from(half >> 10) & 31;
+    let fraction = u32::from(half) & 0x3ff;
+    match exponent {
+        // A subnormal is its fraction in units of 2^-24; the product is exact.
+        0 => f32::from_bits(sign | (fraction as f32 * f32::from_bits(0x3380_0000)).to_bits()),
+        31 if fraction == 0 => f32::from_bits(sign | 0x7f80_0000),
+        31 => f32::from_bits(sign | 0x7fc0_0000 | fraction << 13),
+        _ => f32::from_bits(sign | (exponent + 112) << 23 | fraction << 13),
+    }
+}
+
+/// Widens a bfloat16 value exactly.
+pub(crate) fn bf16_to_f32(half: u16) -> f32 {
+    f32::from_bits(u32::from(half) << 16)
+}
+
+#[inline(always)]
+fn map<A: Copy, B: Copy + Default>(a: [A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
+    let mut out = [B::default(); LANES];
+    for lane in 0..LANES {
+        out[lane] = f(a[lane]);
+    }
+    out
+}
+
+#[inline(always)]
+fn zip<A: Copy, B: Copy + Default>(
+    a: [A; LANES],
+    b: [A; LANES],
+    f: impl Fn(A, A) -> B,
+) -> [B; LANES] {
+    let mut out = [B::default(); LANES];
+    for lane in 0..LANES {
+        out[lane] = f(a[lane], b[lane]);
+    }
+    out
+}
+
+/// The same code, compiled for processors with fused multiply-add.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_with_fma<W: Work>(work: W) -> W::Output {
+    work.run(Portable)
+}
+
+impl Simd for Portable {
+    const LANES: usize = LANES;
+    const ROWS: usize = 1;
+    const REGISTERS: bool = false;
+    const DIRECT: bool = true;
+    const BYTE_BIAS: i32 = 128;
+    type F = F;
+    type I = I;
+    type B = [u8; 4 * LANES];
+    type P = I;
+
+    #[inline]
+    fn run<W: Work>(self, work: W) -> W::Output {
+        #[cfg(target_arch = "x86_64")]
+        if super::Avx2::detect().is_some() {
+            // SAFETY: `Avx2::detect` has just found the features.
+            return unsafe { run_with_fma(work) };
+        }
+        work.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<F>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: F) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<F>().write_unaligned(x) }
+    }
+    #[inline]
+    unsafe fn load_f16(self, from: *const u8) -> F {
+        // SAFETY: the caller's promise.
+        map(unsafe { from.cast::<[u16; LANES]>().read_unaligned() }, f16_to_f32)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u8) -> F {
+        // SAFETY: the caller's promise.
+        map(unsafe { from.cast::<[u16; LANES]>().read_unaligned() }, bf16_to_f32)
+    }
+    #[inline(always)]
+    fn add(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: F, b: F, c: F) -> F {
+        let mut out = c;
+        for lane in 0..LANES {
+            out[lane] = a[lane].mul_add(b[lane], c[lane]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn sqrt(self, a: F) -> F {
+        map(a, f32::sqrt)
+    }
+    #[inline(always)]
+    fn max(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn round(self, a: F) -> F {
+        map(a, f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn select_lt(self, a: F, b: F, yes: F, no: F) -> F {
+        let mut out = no;
+        for lane in 0..LANES {
+            out[lane] = if a[lane] < b[lane] { yes[lane] } else { no[lane] };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load_i(self, from: *const i32) -> I {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<I>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_i(self, to: *mut i32, x: I) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<I>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> I {
+        // SAFETY: the caller's promise.
+        map(unsafe { from.cast::<[u8; LANES]>().read_unaligned() }, i32::from)
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> I {
+        // SAFETY: the caller's promise.
+        map(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }, i32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, x: I) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(map(x, |x| x as i8)) }
+    }
+    #[inline(always)]
+    fn add_i(self, a: I, b: I) -> I {
+        zip(a, b, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn sub_i(self, a: I, b: I) -> I {
+        zip(a, b, i32::wrapping_sub)
+    }
+    #[inline(always)]
+    fn max_i(self, a: I, b: I) -> I {
+        zip(a, b, i32::max)
+    }
+    #[inline(always)]
+    fn and_i(self, a: I, b: I) -> I {
+        zip(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn or_i(self, a: I, b: I) -> I {
+        zip(a, b, |a, b| a | b)
+    }
+    #[inline(always)]
+    fn shl_i(self, a: I, count: u32) -> I {
+        map(a, |a| a.wrapping_shl(count))
+    }
+    #[inline(always)]
+    fn to_f(self, a: I) -> F {
+        map(a, |a| a as f32)
+    }
+    #[inline(always)]
+    fn to_i(self, a: F) -> I {
+        map(a, |a| a.round_ties_even() as i32)
+    }
+    #[inline(always)]
+    fn bits(self, a: F) -> I {
+        map(a, |a| a.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn from_bits(self, a: I) -> F {
+        map(a, |a| f32::from_bits(a as u32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_b(self, from: *const u8) -> Self::B {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<Self::B>().read_unaligned() }
+    }
+    #[inline]
+    unsafe fn splat_b(self, from: *const i8) -> Self::B {
+        // SAFETY: the caller's promise.
+        let four = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
+        let mut out = [0; 4 * LANES];
+        for i in 0..4 * LANES {
+            out[i] = four[i % 4];
+        }
+        out
+    }
+    #[inline]
+    fn shift_b(self, a: Self::B, count: i32, mask: u8) -> Self::B {
+        let mut out = a;
+        for byte in &mut out {
+            let shifted = if count < 0 {
+                byte.wrapping_shl(count.unsigned_abs())
+            } else {
+                byte.wrapping_shr(count.unsigned_abs())
+            };
+            *byte = shifted & mask;
+        }
+        out
+    }
+    #[inline]
+    fn or_b(self, a: Self::B, b: Self::B) -> Self::B {
+        let mut out = a;
+        for i in 0..4 * LANES {
+            out[i] |= b[i];
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn zero_p(self) -> I {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn begin(self, a: I) -> I {
+        a
+    }
+    #[inline]
+    fn dot(self, sum: I, weights: Self::B, activations: Self::B) -> I {
+        let mut out = sum;
+        for lane in 0..LANES {
+            for i in 4 * lane..4 * lane + 4 {
+                let product = i32::from(weights[i]).wrapping_mul(i32::from(activations[i] as i8));
+                out[lane] = out[lane].wrapping_add(product);
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn end(self, sum: I) -> I {
+        sum
+    }
+    #[inline(always)]
+    fn dot_bytes(self, sum: I, weights: Self::B, activations: Self::B) -> I {
+        self.dot(sum, weights, activations)
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _at: *const u8) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: all 65,536 bit patterns give the value that IEEE 754 says, computed in f64.
+    #[test]
+    fn halves_widen_exactly() {
+        for bits in 0..=u16::MAX {
+            let exponent = i32::from(bits >> 10 & 31);
+            let fraction = f64::from(bits & 0x3ff);
+            let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
+            let value = f16_to_f32(bits);
+            match exponent {
+                31 if fraction != 0.0 => assert!(value.is_nan()),
+                31 => assert_eq!(f64::from(value), sign * f64::INFINITY),
+                0 => assert_eq!(f64::from(value), sign * fraction * 2f64.powi(-24)),
+                _ => assert_eq!(
+                    f64::from(value),
+                    sign * (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15)
+                ),
+            }
+            assert_eq!(value.is_sign_negative(), bits & 0x8000 != 0);
+        }
+    }
+}

@@ -45,7 +45,7 @@ fn ask(program: &OsStr, arguments: &[&str], deadline: Duration) -> Result<GpuPro
         .spawn()
         .map_err(|error| format!("the probe cannot be started: {error}"))?;
     let stdout = child.stdout.take().ok_or("the probe has no output")?;
-    let (sender, answer) = mpsc::channel();
+    let (sender, answer) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         let mut text = String::new();
         let read = stdout.take(ANSWER_BYTES_MAX).read_to_string(&mut text).map(|_| text);

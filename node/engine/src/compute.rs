@@ -55,6 +55,16 @@ impl Compute {
         }
     }
 
+    /// Names the arithmetic; see [`crate::NUMERICS_VERSION`].
+    pub fn numerics(self) -> &'static str {
+        match self {
+            Self::Fused(_) => crate::NUMERICS_VERSION,
+            Self::Candle => "candle-0.11.1-cpu-f32",
+            Self::Cuda(_) => "candle-0.11.1-cuda",
+            Self::Metal(_) => "candle-0.11.1-metal",
+        }
+    }
+
     /// Loads the weights, with memory for `pages` pages. None of `threads` takes every processor that this
     /// process may use.
     ///

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::cpu;
 use crate::error::EngineError;
 use crate::files::checkpoint::Checkpoint;
 use crate::tokenizer;
@@ -103,7 +104,7 @@ impl ModelInfo {
             chat,
             file_bytes,
             weights_bytes: stored + stored / PACKING_SHARE + scratch + FIXED_BYTES,
-            cache_bytes_per_token: spec.cache_elements_per_token() * 4,
+            cache_bytes_per_token: cpu::cache_bytes_per_token(spec),
         })
     }
 }

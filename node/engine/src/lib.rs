@@ -1,20 +1,24 @@
-//! Local inference on candle: weights, tokenizer, template, sampling. No network, no policy.
+//! Local inference: weights, tokenizer, template, sampling, and the arithmetic. No network, no policy.
 //!
-//! [`Engine::load`] maps a GGUF file of the Llama family and checks every byte of its header;
+//! [`Engine::load`] maps a GGUF file or a folder of safetensors and checks every byte of its headers;
 //! [`Engine::submit`] queues a [`Request`], [`Engine::step`] moves all of them on together and reports
 //! [`Event`]s; [`Engine::generate`] answers one at a time.
 //! [`ModelInfo::read`] says what a file is, and what memory it will need, from the header alone.
 //!
 //! Files are taken to be hostile: damage gives an [`EngineError`] that says what and where, never a panic
-//! and never memory out of proportion. Answers depend on (weights, request, [`NUMERICS_VERSION`],
-//! processor type) alone, not on thread count or on what was asked before.
+//! and never memory out of proportion.
+//!
+//! # Two ways
+//! A model is described by data (`spec`) and computed by one of two decoders: the engine's own kernels on
+//! the processor (`cpu`, [`Compute::Fused`]), or plain candle operations on any device (`candle`). With the
+//! former, answers depend on (weights, request, [`NUMERICS_VERSION`]) alone: not on what else is in the
+//! batch, on how the prompt is cut, on what was cached, on threads, or on the processor's instructions. The
+//! latter is the oracle of tests and the way to GPUs; its answers may depend on the batch.
 //!
 //! # Threads
-//! Candle counts its threads once per process from [`THREADS_ENV`]; whoever starts the process sets it.
-//! Without it candle works, but asks the operating system for the processor count at every float matrix
-//! product, which costs up to a third of the decoding speed.
+//! The engine keeps a team of its own. Candle counts its threads once per process from [`THREADS_ENV`];
+//! whoever starts a process that computes with it sets that.
 
-#[allow(dead_code, reason = "loading one by name is still to be offered")]
 mod adapter;
 mod candle;
 mod compute;
@@ -24,8 +28,6 @@ mod decoder;
 mod embed;
 mod engine;
 mod error;
-// The decoders take over piece by piece; until they have, some of this has no caller.
-#[allow(dead_code, reason = "read by the decoders to come")]
 mod files;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -35,7 +37,6 @@ mod probe;
 mod request;
 mod sampling;
 mod serve;
-#[allow(dead_code, reason = "read by the decoders to come")]
 mod spec;
 mod template;
 mod text;
@@ -63,7 +64,7 @@ pub use crate::serve::{ServeOptions, Stats};
 pub use crate::template::ChatMessage;
 
 /// Names the arithmetic of this build: two builds with the same name give the same tokens for the same
-/// request on the same type of processor. It changes whenever an order of operations may have.
+/// request. It changes whenever an order of operations may have.
 pub const NUMERICS_VERSION: &str = "allmend-cpu-1";
 
 /// Environment variable from which the number of computing threads is taken when a process first

@@ -36,13 +36,14 @@ impl Capacity {
     pub(crate) fn survey(
         layout: &Layout,
         config: &Config,
+        device: Device,
         addresses: Vec<String>,
     ) -> anyhow::Result<Capacity> {
         let store = Store::open(layout.models_dir()).context("models directory")?;
         let mut capacity = Capacity {
             layout: layout.clone(),
             config: config.clone(),
-            device: Device::probe(layout.root()),
+            device,
             store,
             addresses,
             models: BTreeMap::new(),
@@ -72,6 +73,7 @@ impl Capacity {
             threads: self.device.threads_per_worker(&self.config.limits),
             memory_mib: self.device.memory_per_worker_mib(&self.config.limits),
             context_tokens_max: self.config.limits.context_tokens_max,
+            gpu: self.device.accelerators.first_usable(),
         }
     }
 

@@ -24,6 +24,7 @@ use super::running::Running;
 use super::serve::KnownClients;
 use super::{Daemon, EVENTS_MAX, Event, Local, tap};
 use crate::config::{Config, Identity, Layout, write_private};
+use crate::device::Device;
 use crate::journal::{Journal, JournalOptions, Record, Replay};
 use crate::membership::Membership;
 use crate::net::{Admitted, Gossip, ListenAddresses, Members, Net, NetOptions, peer_of};
@@ -134,10 +135,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         tracing::info!(bytes = recovered.torn_bytes, "an unfinished append was cut off");
     }
     let entries = entries(recovered.records, membership.as_ref())?;
+    let device = Device::probe(layout.root());
     let settings = Settings {
         policy,
         versions,
-        numerics: allmend_engine::NUMERICS_VERSION.to_owned(),
+        numerics: device.numerics().to_owned(),
         limits: allmend_scheduler::settings::Limits {
             jobs_open_max: config.limits.jobs_open_max as usize,
             max_tokens_max: config.limits.context_tokens_max,
@@ -185,8 +187,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     .await?;
 
     let (events, event_queue) = mpsc::channel::<Event>(EVENTS_MAX);
-    let capacity =
-        Capacity::survey(&layout, &config, control_addresses(&net.listen_addresses(), node))?;
+    let capacity = Capacity::survey(
+        &layout,
+        &config,
+        device,
+        control_addresses(&net.listen_addresses(), node),
+    )?;
     let pool = Pool::new(capacity.pool_options(program));
     let listening = net.listen_addresses();
     let local = Arc::new(Local {

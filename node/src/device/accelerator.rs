@@ -103,6 +103,14 @@ impl Accelerators {
         self
     }
 
+    /// The number of the GPU that jobs run on: the first that has computed something here.
+    #[must_use]
+    pub fn first_usable(&self) -> Option<u32> {
+        let Self::Nvidia { gpus, .. } = self else { return None };
+        let at = gpus.iter().position(|gpu| gpu.unusable.is_none())?;
+        u32::try_from(at).ok()
+    }
+
     /// The GPUs that have computed something here.
     pub fn usable(&self) -> impl Iterator<Item = &Gpu> {
         let gpus = match self {

@@ -20,6 +20,7 @@ pub use probe::{PROBE_COMMAND, probe_here};
 
 use std::path::Path;
 
+use allmend_engine::Compute;
 use allmend_protocol::advert::{ADVERT_LIST_MAX, DeviceCapacity, DeviceKind};
 use serde::Serialize;
 
@@ -83,6 +84,15 @@ impl Device {
     #[must_use]
     pub fn memory_per_worker_mib(&self, limits: &Limits) -> u64 {
         self.memory_for_workers_mib(limits) / u64::from(limits.models_loaded.max(1))
+    }
+
+    /// The arithmetic that workers compute with, as receipts name it.
+    #[must_use]
+    pub fn numerics(&self) -> &'static str {
+        match self.accelerators.first_usable() {
+            Some(number) => Compute::Cuda(number as usize).numerics(),
+            None => Compute::default().numerics(),
+        }
     }
 
     /// What the node may say that it computes on: the processor, with the memory of one worker, and those GPUs

@@ -32,6 +32,8 @@ pub enum ToWorker {
         memory_mib: u64,
         /// Runs at once.
         slots: u16,
+        /// The NVIDIA GPU to compute on, by its number; none for the processor.
+        gpu: Option<u32>,
     },
     /// Begin one inference beside those that are under way.
     Run {

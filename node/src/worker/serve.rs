@@ -8,8 +8,7 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
 use allmend_engine::{
-    Completion, Engine, EngineError, Event, Fault, Finish, LoadOptions, NUMERICS_VERSION, Request,
-    Ticket,
+    Completion, Compute, Engine, EngineError, Event, Fault, Finish, LoadOptions, Request, Ticket,
 };
 
 use super::pipe::{Ended, FromWorker, ToWorker, read_frame, write_frame};
@@ -97,8 +96,13 @@ impl Active {
 impl<W: Write> Serving<W> {
     fn take(&mut self, command: ToWorker) -> io::Result<()> {
         match command {
-            ToWorker::Load { path, threads, context_tokens_max, memory_mib, slots } => {
+            ToWorker::Load { path, threads, context_tokens_max, memory_mib, slots, gpu } => {
+                let compute = match gpu {
+                    Some(number) => Compute::Cuda(number as usize),
+                    None => Compute::default(),
+                };
                 let options = LoadOptions {
+                    compute,
                     threads: usize::try_from(threads).ok().and_then(NonZeroUsize::new),
                     context_tokens: Some(context_tokens_max),
                     memory_mib: Some(memory_mib),
@@ -109,7 +113,7 @@ impl<W: Write> Serving<W> {
                     Ok(engine) => {
                         let licence = engine.info().license.clone();
                         self.engine = Some(engine);
-                        FromWorker::Loaded { licence, numerics: NUMERICS_VERSION.to_owned() }
+                        FromWorker::Loaded { licence, numerics: compute.numerics().to_owned() }
                     }
                     Err(error) => FromWorker::NotLoaded { why: error.to_string() },
                 };

@@ -122,6 +122,7 @@ pub(crate) fn pool(slots: u16, models_loaded: u16) -> Pool {
 
 pub(crate) fn options(slots: u16, models_loaded: u16) -> PoolOptions {
     PoolOptions {
+        gpu: None,
         program: Path::new(env!("CARGO_BIN_EXE_allmend")).to_owned(),
         arguments: vec!["worker".into()],
         slots,

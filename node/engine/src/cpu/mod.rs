@@ -27,3 +27,12 @@ mod shared;
 mod stage;
 mod team;
 mod weights;
+
+use self::pages::Pages;
+use crate::decoder::PAGE_TOKENS;
+use crate::spec::ModelSpec;
+
+/// What one token adds to the cache, over all layers, in bytes.
+pub(crate) fn cache_bytes_per_token(spec: &ModelSpec) -> u64 {
+    Pages::bytes_per_page(spec.layers.len(), spec.kv_heads, spec.head_dim) / PAGE_TOKENS as u64
+}

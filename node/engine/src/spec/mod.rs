@@ -232,11 +232,6 @@ pub(crate) enum Head {
 }
 
 impl ModelSpec {
-    /// Elements of keys and values that one token adds to the cache, over all layers.
-    pub(crate) fn cache_elements_per_token(&self) -> u64 {
-        2 * self.layers.len() as u64 * self.kv_heads as u64 * self.head_dim as u64
-    }
-
     /// Length of all query heads together, which need not be the width.
     pub(crate) fn query_width(&self) -> usize {
         self.heads * self.head_dim

@@ -32,6 +32,8 @@ pub struct PoolOptions {
     pub memory_mib: u64,
     /// The longest context to plan for.
     pub context_tokens_max: u32,
+    /// The NVIDIA GPU that workers compute on, by its number; none for the processor.
+    pub gpu: Option<u32>,
 }
 
 /// A worker process. Dropping it kills it.
@@ -79,6 +81,7 @@ impl Process {
             context_tokens_max: options.context_tokens_max,
             memory_mib,
             slots: options.slots,
+            gpu: options.gpu,
         })?;
         Ok(process)
     }

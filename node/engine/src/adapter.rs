@@ -160,12 +160,6 @@ impl Adapter {
                 shape == Shape::Matrix { rows: low.outputs, columns: low.inputs }
             })
     }
-
-    /// Memory that it takes, in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        let factors = self.layers.iter().flat_map(BTreeMap::values);
-        factors.map(|low| (low.a.len() + low.b.len()) * size_of::<f32>()).sum()
-    }
 }
 
 impl Target {

@@ -75,10 +75,10 @@ impl Pass<'_> {
 
     /// Attention of one unit.
     fn unit(&self, member: &Member<'_>, index: usize, layer: &Layer, unit: &Unit) {
-        let Unit { span, row: first_row, rows, kv_head } = *unit;
+        let Unit { span, row: first_row, rows, kv_head, ref heads } = *unit;
         let spec = self.spec;
         let (head_dim, stride) = (spec.head_dim, self.pages.stride());
-        let group = spec.heads / spec.kv_heads;
+        let group = heads.len();
         if self.plan.single {
             self.write(member, index, layer, first_row, kv_head);
         }
@@ -92,7 +92,7 @@ impl Pass<'_> {
                 Kind::Encoder => span.end() - 1,
             };
             let first = (position + 1).saturating_sub(window);
-            for head in kv_head * group..(kv_head + 1) * group {
+            for head in heads.clone() {
                 let query = &mut scratch.queries[sights.len() * stride..][..stride];
                 query[head_dim..].fill(0.0);
                 self.isa.run(Head {
@@ -123,18 +123,18 @@ impl Pass<'_> {
         for (index, row) in (first_row..first_row + rows).enumerate() {
             // SAFETY: the phase: no other unit has these heads of this row.
             let out = unsafe {
-                self.stage.attended.floats.part_mut(row, kv_head * width..(kv_head + 1) * width)
+                let start = heads.start * head_dim;
+                self.stage.attended.floats.part_mut(row, start..start + width)
             };
-            let heads = scratch.attended[index * group * stride..].chunks_exact(stride);
-            for (out, head) in out.chunks_exact_mut(head_dim).zip(heads) {
+            let given = scratch.attended[index * group * stride..].chunks_exact(stride);
+            for (out, head) in out.chunks_exact_mut(head_dim).zip(given) {
                 out.copy_from_slice(&head[..head_dim]);
             }
             if quantise {
-                let blocks = width / BLOCK;
+                let start = heads.start * head_dim / BLOCK;
                 // SAFETY: as above, and these heads are whole blocks.
                 let blocks = unsafe {
-                    let blocks = kv_head * blocks..(kv_head + 1) * blocks;
-                    self.stage.attended.blocks.part_mut(row, blocks)
+                    self.stage.attended.blocks.part_mut(row, start..start + width / BLOCK)
                 };
                 quantise_row(self.isa, out, blocks);
             }

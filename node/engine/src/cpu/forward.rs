@@ -176,7 +176,7 @@ impl Decoder for CpuDecoder {
         output: Output,
         out: &mut Vec<f32>,
     ) -> Result<(), EngineError> {
-        let plan = Plan::new(batch, &self.spec, &self.pages, self.rows_max)?;
+        let plan = Plan::new(batch, &self.spec, &self.pages, self.rows_max, self.team.members())?;
         if output == Output::Logits && self.weights.output.is_none() {
             let problem = "this model ends in hidden states".to_owned();
             return Err(EngineError::Compute(candle_core::Error::Msg(problem)));

@@ -1,6 +1,9 @@
 //! What one batch asks for, checked and cut into units of work before anybody computes.
 
+use std::ops::Range;
+
 use super::lanes::LANES;
+use super::pack::layout::BLOCK;
 use super::pages::Pages;
 use crate::decoder::{Batch, Row};
 use crate::error::EngineError;
@@ -22,14 +25,19 @@ pub(crate) struct Span {
     pub(crate) position: usize,
 }
 
+/// Positions from which dividing heads further pays for the keys and values that are then loaded twice.
+const LONG: usize = 128;
+
 /// Attention of some rows of a span over one key-value head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unit {
     pub(crate) span: Span,
     /// Index of the first row, within the batch.
     pub(crate) row: usize,
     pub(crate) rows: usize,
     pub(crate) kv_head: usize,
+    /// The query heads: those that belong to the key-value head, or some of them.
+    pub(crate) heads: Range<usize>,
 }
 
 /// A checked batch.
@@ -44,7 +52,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) wanted: Vec<usize>,
     /// Pages of the longest sequence, as far as it is seen.
     pub(crate) pages_max: usize,
-    /// Every sequence has one row: whoever attends for a head can write its key and value too.
+    /// Every sequence has one row and every key-value head one unit: whoever attends for a head can write its key
+    /// and value too.
     pub(crate) single: bool,
 }
 
@@ -58,6 +67,7 @@ impl<'a> Plan<'a> {
         spec: &ModelSpec,
         pages: &Pages,
         rows_max: usize,
+        members: usize,
     ) -> Result<Self, EngineError> {
         let rows = batch.rows;
         if rows.len() > rows_max {
@@ -103,8 +113,10 @@ impl<'a> Plan<'a> {
             pages_max = pages_max.max(table.len());
         }
         let wanted = rows.iter().enumerate().filter(|(_, row)| row.wanted).map(|(i, _)| i);
-        let single = spans.iter().all(|span| span.rows == 1);
-        let units = units(&spans, spec);
+        let single_rows = spans.iter().all(|span| span.rows == 1);
+        let pieces = if single_rows { pieces(&spans, spec, members) } else { 1 };
+        let single = single_rows && pieces == 1;
+        let units = units(&spans, spec, pieces);
         let adapted = adapted(&spans, batch);
         Ok(Self { batch, units, adapted, wanted: wanted.collect(), pages_max, single })
     }
@@ -141,19 +153,38 @@ fn check_rows(rows: &[Row], spec: &ModelSpec) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn units(spans: &[Span], spec: &ModelSpec) -> Vec<Unit> {
+/// Into how many pieces the query heads of a key-value head are to be cut, so that few heads keep all members equally
+/// busy. Heads do not depend on each other, so this changes no result.
+fn pieces(spans: &[Span], spec: &ModelSpec, members: usize) -> usize {
+    let (units, group) = (spans.len() * spec.kv_heads, spec.heads / spec.kv_heads);
+    let uneven = units < 4 * members && !units.is_multiple_of(members);
+    let long = spans.iter().any(|span| span.position >= LONG);
+    // A unit quantises what it gives, and blocks must not be cut.
+    let whole = spec.head_dim.is_multiple_of(BLOCK);
+    if uneven && long && whole { group.min(2) } else { 1 }
+}
+
+fn units(spans: &[Span], spec: &ModelSpec, pieces: usize) -> Vec<Unit> {
     let per_unit = Plan::rows_per_unit(spec);
+    let group = spec.heads / spec.kv_heads;
+    let per_piece = group.div_ceil(pieces);
     let mut units = Vec::new();
     for span in spans {
         for first in (0..span.rows).step_by(per_unit) {
             let rows = per_unit.min(span.rows - first);
             for kv_head in 0..spec.kv_heads {
-                units.push(Unit { span: *span, row: span.row + first, rows, kv_head });
+                let end = (kv_head + 1) * group;
+                for head in (kv_head * group..end).step_by(per_piece) {
+                    let heads = head..end.min(head + per_piece);
+                    units.push(Unit { span: *span, row: span.row + first, rows, kv_head, heads });
+                }
             }
         }
     }
-    let work =
-        |unit: &Unit| unit.rows * (unit.span.position + unit.row - unit.span.row + unit.rows);
+    let work = |unit: &Unit| {
+        let seen = unit.span.position + unit.row - unit.span.row + unit.rows;
+        unit.heads.len() * unit.rows * seen
+    };
     units.sort_by_key(|unit| std::cmp::Reverse(work(unit)));
     units
 }

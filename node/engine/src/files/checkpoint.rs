@@ -61,11 +61,6 @@ pub(crate) struct RawMatrix<'a> {
 }
 
 impl RawMatrix<'_> {
-    /// Bytes of one row.
-    pub(crate) fn row_bytes(&self) -> usize {
-        self.columns / self.dtype.block_size() * self.dtype.type_size()
-    }
-
     /// All elements of a matrix of floats, row after row; None if it is quantised.
     pub(crate) fn to_f32(&self) -> Option<Vec<f32>> {
         floats(self.dtype, &self.bytes)
@@ -317,7 +312,8 @@ impl Checkpoint {
             return Err(EngineError::tensor(name, problem));
         }
         stored.taken.store(true, Ordering::Relaxed);
-        let file = self.files.get(stored.file).map(|map| &map[..]).unwrap_or_default();
+        let Some(file) = self.files.get(stored.file) else { return Ok((stored, &[])) };
+        map::fetch(file, &stored.range);
         Ok((stored, file.get(stored.range.clone()).unwrap_or_default()))
     }
 

@@ -179,12 +179,6 @@ pub(crate) struct TensorInfo {
     pub(crate) range: std::ops::Range<usize>,
 }
 
-impl TensorInfo {
-    pub(crate) fn elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
-
 /// A checked GGUF header over the bytes of the file.
 #[derive(Debug)]
 pub(crate) struct Gguf<'a> {

@@ -25,6 +25,15 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, EngineError> {
     unsafe { Mmap::map(&file) }.map_err(io)
 }
 
+/// Asks for a part of a mapped file that is about to be read, all at once instead of a few pages at a time. Where the
+/// system has no such call nothing happens.
+pub(crate) fn fetch(map: &Mmap, part: &std::ops::Range<usize>) {
+    #[cfg(target_os = "linux")]
+    let _ = map.advise_range(memmap2::Advice::PopulateRead, part.start, part.len());
+    #[cfg(not(target_os = "linux"))]
+    let _ = (map, part);
+}
+
 /// Gives the memory of a mapped file back; what is read again later comes from the file again. Where the system has no
 /// such call nothing happens.
 #[allow(unsafe_code)]

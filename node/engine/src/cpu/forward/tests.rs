@@ -368,6 +368,24 @@ fn quantised_models_are_as_invariant() {
     }
 }
 
+/// Goal: beyond the length from which heads are divided among members that would otherwise be unevenly busy, an answer
+/// token by token is still, bit for bit, the text computed at once.
+#[test]
+fn long_answers_do_not_depend_on_how_heads_are_divided() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    quantised(GgmlDType::Q4K, &path);
+    let ids: Vec<u32> = (0..150).map(|i| (i * 11 % 90) as u32).collect();
+    let mut whole = None;
+    for threads in [1, 2, 3, 5] {
+        let mut decoder = decoder(&path, threads, Isa::detect());
+        let mut run = |chunk| Run::new(&mut decoder, std::slice::from_ref(&ids)).chunked(chunk);
+        let at_once = run(150);
+        assert!(run(1) == at_once, "{threads} threads, one by one");
+        assert!(*whole.get_or_insert_with(|| at_once.clone()) == at_once, "{threads} threads");
+    }
+}
+
 /// Goal: a batch that contradicts itself is refused in words, and the decoder goes on.
 #[test]
 fn contradictory_batches_are_refused() {

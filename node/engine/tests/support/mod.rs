@@ -3,8 +3,8 @@
 // Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
-pub(crate) mod families;
 pub(crate) mod counting;
+pub(crate) mod families;
 pub(crate) mod gguf_writer;
 pub(crate) mod minilm;
 pub(crate) mod real_model;

@@ -1,7 +1,4 @@
 //! [`Simd`] in plain Rust: arrays of eight lanes, loops that the compiler may vectorise.
-//!
-//! Methods over bytes are not forced inline, unlike those of the other instruction sets: they need
-//! no particular instruction, and written out at every call they multiply the time to compile.
 
 #![allow(clippy::needless_range_loop, reason = "lanes, indexed alike in several arrays")]
 
@@ -15,20 +12,25 @@ pub struct Portable;
 const LANES: usize = 8;
 type F = [f32; LANES];
 type I = [i32; LANES];
+/// Four bytes per lane, the first one lowest: the compiler makes vectors of operations on whole lanes, and not
+/// of those on single bytes.
+type W = [u32; LANES];
 
 /// Widens an IEEE half-precision value exactly; a signalling not-a-number becomes a quiet one, as
 /// the processor's own conversion does it.
+#[inline]
 pub(crate) fn f16_to_f32(half: u16) -> f32 {
     let sign = u32::from(half & 0x8000) << 16;
     let exponent = u32::from(half >> 10) & 31;
     let fraction = u32::from(half) & 0x3ff;
-    match exponent {
-        // A subnormal is its fraction in units of 2^-24; the product is exact.
-        0 => f32::from_bits(sign | (fraction as f32 * f32::from_bits(0x3380_0000)).to_bits()),
-        31 if fraction == 0 => f32::from_bits(sign | 0x7f80_0000),
-        31 => f32::from_bits(sign | 0x7fc0_0000 | fraction << 13),
-        _ => f32::from_bits(sign | (exponent + 112) << 23 | fraction << 13),
-    }
+    // All four are computed and one is selected, without a branch, so that loops become vectors.
+    // A subnormal is its fraction in units of 2^-24; the product is exact.
+    let subnormal = (fraction as f32 * f32::from_bits(0x3380_0000)).to_bits();
+    let normal = (exponent + 112) << 23 | fraction << 13;
+    let not_a_number = 0x7fc0_0000 | fraction << 13;
+    let special = if fraction == 0 { 0x7f80_0000 } else { not_a_number };
+    let finite = if exponent == 0 { subnormal } else { normal };
+    f32::from_bits(sign | if exponent == 31 { special } else { finite })
 }
 
 /// Widens a bfloat16 value exactly.
@@ -76,7 +78,7 @@ impl Simd for Portable {
     const BYTE_BIAS: i32 = 128;
     type F = F;
     type I = I;
-    type B = [u8; 4 * LANES];
+    type B = W;
     type P = I;
 
     #[inline]
@@ -103,7 +105,7 @@ impl Simd for Portable {
         // SAFETY: the caller's promise.
         unsafe { to.cast::<F>().write_unaligned(x) }
     }
-    #[inline]
+    #[inline(always)]
     unsafe fn load_f16(self, from: *const u8) -> F {
         // SAFETY: the caller's promise.
         map(unsafe { from.cast::<[u16; LANES]>().read_unaligned() }, f16_to_f32)
@@ -233,40 +235,28 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_b(self, from: *const u8) -> Self::B {
+    unsafe fn load_b(self, from: *const u8) -> W {
         // SAFETY: the caller's promise.
-        unsafe { from.cast::<Self::B>().read_unaligned() }
+        map(unsafe { from.cast::<W>().read_unaligned() }, u32::from_le)
     }
-    #[inline]
-    unsafe fn splat_b(self, from: *const i8) -> Self::B {
+    #[inline(always)]
+    unsafe fn splat_b(self, from: *const i8) -> W {
         // SAFETY: the caller's promise.
-        let four = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
-        let mut out = [0; 4 * LANES];
-        for i in 0..4 * LANES {
-            out[i] = four[i % 4];
-        }
-        out
+        [u32::from_le(unsafe { from.cast::<u32>().read_unaligned() }); LANES]
     }
-    #[inline]
-    fn shift_b(self, a: Self::B, count: i32, mask: u8) -> Self::B {
-        let mut out = a;
-        for byte in &mut out {
-            let shifted = if count < 0 {
-                byte.wrapping_shl(count.unsigned_abs())
-            } else {
-                byte.wrapping_shr(count.unsigned_abs())
-            };
-            *byte = shifted & mask;
+    // What comes in from the neighbouring byte is masked off, by the trait's contract.
+    #[inline(always)]
+    fn shift_b(self, a: W, count: i32, mask: u8) -> W {
+        let mask = u32::from_le_bytes([mask; 4]);
+        if count < 0 {
+            map(a, |a| a.wrapping_shl(count.unsigned_abs()) & mask)
+        } else {
+            map(a, |a| a.wrapping_shr(count.unsigned_abs()) & mask)
         }
-        out
     }
-    #[inline]
-    fn or_b(self, a: Self::B, b: Self::B) -> Self::B {
-        let mut out = a;
-        for i in 0..4 * LANES {
-            out[i] |= b[i];
-        }
-        out
+    #[inline(always)]
+    fn or_b(self, a: W, b: W) -> W {
+        zip(a, b, |a, b| a | b)
     }
 
     #[inline(always)]
@@ -277,13 +267,15 @@ impl Simd for Portable {
     fn begin(self, a: I) -> I {
         a
     }
-    #[inline]
-    fn dot(self, sum: I, weights: Self::B, activations: Self::B) -> I {
+    #[inline(always)]
+    fn dot(self, sum: I, weights: W, activations: W) -> I {
         let mut out = sum;
-        for lane in 0..LANES {
-            for i in 4 * lane..4 * lane + 4 {
-                let product = i32::from(weights[i]).wrapping_mul(i32::from(activations[i] as i8));
-                out[lane] = out[lane].wrapping_add(product);
+        for byte in 0..4 {
+            for lane in 0..LANES {
+                let weight = weights[lane] >> (8 * byte) & 0xff;
+                // To the top, and back with the sign.
+                let activation = (activations[lane] << (24 - 8 * byte)) as i32 >> 24;
+                out[lane] = out[lane].wrapping_add((weight as i32).wrapping_mul(activation));
             }
         }
         out
@@ -293,7 +285,7 @@ impl Simd for Portable {
         sum
     }
     #[inline(always)]
-    fn dot_bytes(self, sum: I, weights: Self::B, activations: Self::B) -> I {
+    fn dot_bytes(self, sum: I, weights: W, activations: W) -> I {
         self.dot(sum, weights, activations)
     }
 

@@ -17,6 +17,9 @@ const DECODER_ROWS_MAX: usize = 512;
 /// An encoder computes a text at once, and the longest known ones take this many tokens.
 const ENCODER_ROWS_MAX: usize = 8_192;
 
+/// No machine has more processors than this, and a team of more would be a slip of the pen.
+const THREADS_MAX: usize = 1_024;
+
 /// How a model is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -80,6 +83,10 @@ impl Compute {
             Self::Fused(limit) => {
                 let (isa, rows) = (Isa::at_most(limit), rows_max(checkpoint.spec()));
                 let threads = threads.map_or_else(processors, NonZeroUsize::get);
+                if threads > THREADS_MAX {
+                    let problem = format!("{threads} threads, at most {THREADS_MAX} are possible");
+                    return Err(EngineError::InvalidRequest(problem));
+                }
                 return Ok(Box::new(CpuDecoder::new(checkpoint, threads, isa, pages, rows)?));
             }
             Self::Candle => Device::Cpu,

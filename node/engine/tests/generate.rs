@@ -6,8 +6,8 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use allmend_engine::{
-    ChatMessage, Completion, Engine, EngineError, Event, Fault, Finish, Input, LoadOptions,
-    ModelInfo, Request, Sampling, ServeOptions, Token,
+    ChatMessage, Completion, Compute, Engine, EngineError, Event, Fault, Finish, Input,
+    LoadOptions, ModelInfo, Request, Sampling, ServeOptions, Token,
 };
 
 fn engine() -> Engine {
@@ -236,7 +236,8 @@ fn the_header_alone_tells_the_plan() {
     assert!(info.chat);
     // 2 x 128 x 32 embeddings, 4 layers of 9,280, and the last norm.
     assert_eq!(info.parameters, 2 * 128 * 32 + 4 * 9_280 + 32);
-    assert_eq!(info.cache_bytes_per_token, 2 * 4 * 2 * 8 * 4);
+    // Keys and values of 4 layers and 2 heads, whose 8 dimensions are stored as 16.
+    assert_eq!(info.cache_bytes_per_token, 2 * 4 * 2 * 16 * 4);
     assert_eq!(&info, Engine::load(&path, &LoadOptions::default()).unwrap().info());
     let need = info.memory_mib(160);
     assert!(info.context_that_fits(need) == 160 && info.context_that_fits(1) == 0);
@@ -282,7 +283,14 @@ fn answers_do_not_depend_on_threads() {
 #[test]
 fn thread_count_is_checked() {
     let (_dir, path) = support::file(&support::tiny_model("llama").to_bytes());
-    let options = LoadOptions { threads: NonZeroUsize::new(4_097), ..LoadOptions::default() };
-    let error = Engine::load(&path, &options).err().unwrap().to_string();
+    let load = |compute| {
+        let threads = NonZeroUsize::new(4_097);
+        let options = LoadOptions { compute, threads, ..LoadOptions::default() };
+        Engine::load(&path, &options).err().unwrap().to_string()
+    };
+    let error = load(Compute::default());
+    assert!(error.contains("4097 threads"), "{error}");
+    // Candle's are counted once, from the environment.
+    let error = load(Compute::Candle);
     assert!(error.contains("RAYON_NUM_THREADS=4097"), "{error}");
 }

@@ -20,6 +20,7 @@ fn answers_depend_on_nothing_but_the_request() {
     let mut expected = BTreeMap::new();
     for setting in Setting::all() {
         let outcome = setting.run(&model, &work).unwrap();
+        assert_eq!(outcome.stats.finished, 4 * outcome.digests.len() as u64, "{}", setting.name);
         for (sampling, digest) in outcome.digests {
             let expected = expected.entry(sampling).or_insert_with(|| digest.clone());
             assert_eq!(*expected, digest, "{sampling}, {}", setting.name);

@@ -6,8 +6,8 @@ mod support;
 use std::ops::ControlFlow;
 
 use allmend_engine::{
-    ChatMessage, Completion, Engine, Event, Finish, Input, LoadOptions, ModelInfo, Request,
-    Sampling, Token,
+    ChatMessage, Completion, Compute, Engine, Event, Finish, Input, LoadOptions, ModelInfo,
+    Request, Sampling, Token,
 };
 
 fn engine() -> Engine {
@@ -53,6 +53,24 @@ fn header_describes_the_model() {
     assert!(info.chat);
     // 30 layers, 3 heads of 64, keys and values, four bytes each.
     assert_eq!(info.cache_bytes_per_token, 30 * 3 * 64 * 2 * 4);
+}
+
+/// Goal: a fact that the weights hold. Computed in F32, because eight-bit activations are enough to lose it in
+/// a model this small.
+#[test]
+fn knows_a_capital_in_f32() {
+    support::few_threads();
+    let options = LoadOptions {
+        compute: Compute::Candle,
+        context_tokens: Some(2_048),
+        ..LoadOptions::default()
+    };
+    let mut engine = Engine::load(&support::real_model::path(), &options).unwrap();
+    let (tokens, completion) = run(&mut engine, &chat("What is the capital of France?", 60));
+    let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
+    assert!(text.contains("Paris"), "{text}");
+    assert_eq!(completion.finish, Finish::Stop);
+    assert_eq!(completion.usage.prompt_tokens, 37);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The node: what is *done*. Daemon, worker and command line; the only crate with sockets, clocks
 //! and disks.
 
+pub mod adapters;
 pub mod audit;
 pub mod cli;
 pub mod client;
@@ -13,6 +14,7 @@ pub mod models;
 pub mod net;
 pub mod seal;
 pub mod spool;
+pub mod stewards;
 pub mod storage;
 pub mod ui;
 pub mod worker;

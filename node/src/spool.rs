@@ -20,6 +20,10 @@ const FILE_BYTES_MAX: u64 = 80 * 1024 * 1024;
 /// The largest single output record: one token's text is a few bytes.
 const OUTPUT_RECORD_BYTES_MAX: usize = 64 * 1024;
 
+/// The largest output that a job may have: an adapter of rank 64 on every matrix of a model of eight
+/// billion parameters, with sealing.
+pub const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
+
 /// Why the spool does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
@@ -140,6 +144,26 @@ impl Spool {
         remove_if_there(&dir.join("output"))?;
         remove_if_there(&dir.join("input"))?;
         Ok(())
+    }
+
+    /// Keeps what a job's output gate released, sealed to the researcher; durable when it returns.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`].
+    pub fn put_artifact(&self, job: MessageId, sealed: &[u8]) -> Result<(), SpoolError> {
+        Ok(write_private(&self.job_dir(job).join("artifact"), sealed)?)
+    }
+
+    /// Opens what the output gate released, if there is something.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`].
+    pub fn artifact(&self, job: MessageId) -> Result<Option<File>, SpoolError> {
+        match File::open(self.job_dir(job).join("artifact")) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The result, if there is one.

@@ -64,6 +64,13 @@ pub struct CapacityAdvert {
     /// Datasets that its stewards let be known, by digest, sorted.
     #[serde(deserialize_with = "crate::encoding::list")]
     pub datasets: Vec<Digest>,
+    /// Adapters that it serves, by id, sorted; absent when there are none.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "crate::encoding::list"
+    )]
+    pub adapters: Vec<Digest>,
     /// What it asks for its work.
     pub rates: Rates,
     /// Whether it finishes what it has and takes nothing new.
@@ -145,6 +152,9 @@ impl Message for CapacityAdvert {
             "datasets",
             "sorted, no repeats",
         )?;
+        require(self.adapters.len() <= ADVERT_LIST_MAX, "adapters", "at most 64")?;
+        let sorted = self.adapters.windows(2).all(|pair| pair[0] < pair[1]);
+        require(sorted, "adapters", "sorted, no repeats")?;
         check_addresses(&self.addresses, "addresses")
     }
 }

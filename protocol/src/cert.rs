@@ -131,6 +131,13 @@ pub struct ResearcherCert {
     pub sealing: SealingKey,
     /// The node that may broker and pay for this researcher.
     pub home: NodeId,
+    /// What the institution says of them, as policies ask, e.g. `ethics-training`; sorted.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "crate::encoding::list"
+    )]
+    pub credentials: Vec<String>,
     /// Counts the signer's certificates; never used twice.
     pub serial: u64,
     /// Holds from here.
@@ -142,7 +149,8 @@ certificate!(ResearcherCert, ResearcherCert);
 
 impl ResearcherCert {
     fn check_rest(&self) -> Result<(), Invalid> {
-        require(is_strong_key(&self.researcher.into()), "researcher", "a strong Ed25519 key")
+        require(is_strong_key(&self.researcher.into()), "researcher", "a strong Ed25519 key")?;
+        check_credentials(&self.credentials)
     }
 }
 
@@ -170,6 +178,13 @@ pub struct Invitation {
     pub charter: MessageId,
     /// As what.
     pub role: Role,
+    /// For a researcher: what their certificate will say of them; sorted.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "crate::encoding::list"
+    )]
+    pub credentials: Vec<String>,
     /// The node to ask.
     pub node: NodeId,
     /// That node's bulk addresses, `host:port`, where the question is asked.
@@ -192,7 +207,10 @@ impl Invitation {
     fn check_rest(&self) -> Result<(), Invalid> {
         require(!self.bulk.is_empty(), "bulk", "at least one address")?;
         check_addresses(&self.bulk, "bulk")?;
-        check_addresses(&self.bootstrap, "bootstrap")
+        check_addresses(&self.bootstrap, "bootstrap")?;
+        let for_them = self.credentials.is_empty() || self.role == Role::Researcher;
+        require(for_them, "credentials", "a researcher's only")?;
+        check_credentials(&self.credentials)
     }
 }
 
@@ -235,6 +253,19 @@ impl Message for JoinRequest {
         require(self.invitation.0.len() <= 12 * 1024, "invitation", "at most 12 KiB")?;
         require(is_strong_key(&self.signer), "signer", "a strong Ed25519 key")
     }
+}
+
+/// The most credentials of one researcher.
+pub const CREDENTIALS_MAX: usize = 16;
+
+fn check_credentials(list: &[String]) -> Result<(), Invalid> {
+    require(list.len() <= CREDENTIALS_MAX, "credentials", "at most 16")?;
+    let sorted = list.windows(2).all(|pair| pair[0] < pair[1]);
+    require(sorted, "credentials", "sorted, no repeats")?;
+    list.iter().try_for_each(|credential| {
+        require(!credential.is_empty(), "credentials", "not empty")?;
+        require_text(credential, 64, "credentials")
+    })
 }
 
 /// Checks a list of addresses for number and size; what they mean is the transport's business.

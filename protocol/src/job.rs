@@ -173,6 +173,9 @@ pub struct InferWork {
     pub clock: Timestamp,
     /// Upper bound on the prompt's tokens, for planning; the engine counts for itself.
     pub prompt_tokens_max: u32,
+    /// The adapter to serve beside the model, by its id; absent: the model alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Digest>,
 }
 
 impl InferWork {

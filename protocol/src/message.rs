@@ -188,6 +188,12 @@ messages! {
     Receipt(crate::receipt::Receipt) = "receipt" v "1",
     Settlement(crate::receipt::Settlement) = "settlement" v "1",
     LogSuccession(crate::log_succession::LogSuccession) = "log-succession" v "1",
+    Approval(crate::stewardship::Approval) = "approval" v "1",
+    Contract(crate::stewardship::Contract) = "contract" v "1",
+    GateReport(crate::stewardship::GateReport) = "gate-report" v "1",
+    Recall(crate::stewardship::Recall) = "recall" v "1",
+    RecallAnswer(crate::stewardship::RecallAnswer) = "recall-answer" v "1",
+    Deletion(crate::stewardship::Deletion) = "deletion" v "1",
 }
 
 macro_rules! kinds {
@@ -253,6 +259,18 @@ kinds! {
     Settlement = "settlement",
     /// A node begins a new log after losing its old one.
     LogSuccession = "log-succession",
+    /// A person says yes or no to one job on one dataset.
+    Approval = "approval",
+    /// A node's terms of one run on others' data.
+    Contract = "contract",
+    /// What the output gate decided.
+    GateReport = "gate-report",
+    /// A released adapter is taken back.
+    Recall = "recall",
+    /// What a node did about a recall.
+    RecallAnswer = "recall-answer",
+    /// What a job brought along is deleted.
+    Deletion = "deletion",
 }
 
 impl fmt::Display for Kind {

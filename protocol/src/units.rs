@@ -1,5 +1,6 @@
 //! Amounts with their units in the type.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -95,9 +96,34 @@ impl Decimal {
         Decimal { mantissa: thousandths, exp10: -3 }
     }
 
-    /// The nearest `f64`; for computing with, never for signing.
+    /// A decimal.
+    pub const fn new(mantissa: i64, exp10: i8) -> Decimal {
+        Decimal { mantissa, exp10 }
+    }
+
+    /// Compares two numbers exactly, whichever way they are written; rules of messages are checked with
+    /// this, for in floating point 95 × 10⁻² is more than 0.95.
+    pub fn compare(self, other: Decimal) -> Ordering {
+        if self.exp10 < other.exp10 {
+            return other.compare(self).reverse();
+        }
+        let apart = self.exp10.abs_diff(other.exp10);
+        if apart >= 20 {
+            // Anything but zero, times 10²⁰, is beyond every mantissa.
+            return match self.mantissa.cmp(&0) {
+                Ordering::Equal => 0.cmp(&other.mantissa),
+                sign => sign,
+            };
+        }
+        // |mantissa| < 10¹⁹, so the product is below 10³⁸ and fits.
+        let scaled = i128::from(self.mantissa) * 10_i128.pow(u32::from(apart));
+        scaled.cmp(&i128::from(other.mantissa))
+    }
+
+    /// The nearest `f64`; for computing with, never for signing or deciding.
     pub fn to_f64(self) -> f64 {
-        self.mantissa as f64 * 10f64.powi(i32::from(self.exp10))
+        // Reading decimal text rounds once and the same on every machine; a power of ten would round twice.
+        format!("{}e{}", self.mantissa, self.exp10).parse().unwrap_or(f64::NAN)
     }
 }
 
@@ -166,6 +192,34 @@ mod tests {
         assert_eq!(rates.cost(1_000, 1_000), Some(Credits::from_micro(4)));
         let dear = Rates { prompt: u64::MAX, completion: u64::MAX };
         assert_eq!(dear.cost(u64::MAX, u64::MAX), None);
+    }
+
+    #[test]
+    fn decimals_compare_by_what_they_say() {
+        use Ordering::{Equal, Greater, Less};
+        let of = Decimal::new;
+        for (a, b, order) in [
+            (of(95, -2), of(950, -3), Equal),
+            (of(951, -3), of(95, -2), Greater),
+            (of(1, 18), of(i64::MAX, 0), Less),
+            (of(1, 18), of(i64::MAX, -18), Greater),
+            (of(-1, 18), of(i64::MIN, -18), Less),
+            (of(0, 18), of(1, -18), Less),
+            (of(0, 18), of(0, -18), Equal),
+            (of(0, 18), of(-1, -18), Greater),
+            (of(1, i8::MIN), of(1, i8::MAX), Less),
+            (of(i64::MIN, 19), of(i64::MAX, 0), Less),
+        ] {
+            assert_eq!((a.compare(b), b.compare(a)), (order, order.reverse()), "{a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn decimals_become_the_nearest_float() {
+        let of = |mantissa, exp10| Decimal::new(mantissa, exp10).to_f64();
+        let found = (of(95, -2), of(700, -3), of(1, -8), of(-25, 1), of(0, -18));
+        assert_eq!(found, (0.95, 0.7, 1e-8, -250.0, 0.0));
+        assert_eq!((of(i64::MAX, 18), of(1, i8::MIN)), (9.223_372_036_854_776e36, 1e-128));
     }
 
     #[test]

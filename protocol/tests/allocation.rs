@@ -10,9 +10,10 @@ use std::cell::Cell;
 
 use allmend_protocol::bundle::{BUNDLE_BYTES_MAX, Bundle};
 use allmend_protocol::bytes::ByteString;
-use allmend_protocol::encoding::BODY_BYTES_MAX;
+use allmend_protocol::encoding::{self, BODY_BYTES_MAX};
 use allmend_protocol::envelope::{ENVELOPE_BYTES_MAX, Envelope};
-use allmend_protocol::job::{InferWork, WORK_BYTES_MAX, WORK_INFER, Work};
+use allmend_protocol::finetune::{FinetuneInput, Task, WORK_FINETUNE};
+use allmend_protocol::job::{WORK_BYTES_MAX, WORK_INFER, Work};
 use allmend_protocol::message::AnyMessage;
 
 use support::cbor::Item;
@@ -90,8 +91,11 @@ fn check_body(what: &str, payload_type: &str, body: &[u8]) {
 fn check_rest(what: &str, bytes: &[u8]) {
     check(what, bytes, || drop(Envelope::from_bytes(bytes)));
     check(what, bytes, || drop(Bundle::from_bytes(bytes)));
-    let work = Work { kind: WORK_INFER.to_owned(), bytes: ByteString(bytes.to_vec()) };
-    check(what, bytes, || drop(InferWork::from_work(&work)));
+    for kind in [WORK_INFER, WORK_FINETUNE] {
+        let work = Work { kind: kind.to_owned(), bytes: ByteString(bytes.to_vec()) };
+        check(what, bytes, || drop(Task::from_work(&work)));
+    }
+    check(what, bytes, || drop(encoding::decode::<FinetuneInput>(bytes, BUNDLE_BYTES_MAX)));
 }
 
 /// Heads that claim more than there is.
@@ -140,6 +144,22 @@ fn item_of(bytes: &[u8]) -> Item {
     Item::from_bytes(bytes).unwrap()
 }
 
+/// What stands inside of a job's work and its sealed input.
+fn works() -> Vec<Item> {
+    let works = [
+        samples::adapter_work().to_work(),
+        samples::private_work().to_work(),
+        samples::own_rows_work().to_work(),
+    ];
+    let input = encoding::encode(&samples::finetune_input());
+    works
+        .iter()
+        .map(|work| work.bytes.0.as_slice())
+        .chain([input.as_slice()])
+        .map(item_of)
+        .collect()
+}
+
 #[test]
 fn claimed_lengths_cost_nothing() {
     for sample in samples::all() {
@@ -155,9 +175,10 @@ fn claimed_lengths_cost_nothing() {
     let message = all[0].signed();
     let envelope = item_of(message.envelope().as_bytes());
     let bundle = item_of(&Bundle::of(message.envelope().clone()).to_bytes());
-    let work = item_of(&samples::infer_work().to_work().bytes.0);
+    let mut items = works();
+    items.extend([envelope, bundle]);
     for (name, head) in claims() {
-        for item in [&envelope, &bundle, &work] {
+        for item in &items {
             for hostile in each_replaced(item, &Item::Raw(head.clone())) {
                 check_rest(&name, &hostile.to_bytes());
             }
@@ -200,6 +221,12 @@ fn floods_of_tiny_elements_cost_little() {
         for bytes in [BUNDLE_BYTES_MAX / 2 - 16, ENVELOPE_BYTES_MAX - 16, WORK_BYTES_MAX - 16] {
             check_rest(name, &flood(element, bytes.min(0xffff)).to_bytes());
         }
+        for work in works() {
+            let flood = flood(element, WORK_BYTES_MAX - work.to_bytes().len() - 16);
+            for hostile in each_replaced(&work, &flood) {
+                check_rest(name, &hostile.to_bytes());
+            }
+        }
     }
 }
 
@@ -224,6 +251,12 @@ fn nesting_costs_nothing() {
         }
         for bytes in [BUNDLE_BYTES_MAX, ENVELOPE_BYTES_MAX, WORK_BYTES_MAX] {
             check_rest(name, &opening.repeat(bytes / opening.len()));
+        }
+        for work in works() {
+            let nested = opening.repeat((WORK_BYTES_MAX - work.to_bytes().len()) / opening.len());
+            for hostile in each_replaced(&work, &Item::Raw(nested)) {
+                check_rest(name, &hostile.to_bytes());
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use allmend_protocol::encoding;
 use allmend_protocol::message::AnyMessage;
 
 use support::cbor::Item;
@@ -121,10 +122,37 @@ fn every_field_stands_on_its_page() {
         // What a list of versions names are kinds, not fields.
         names.remove("refusal");
         for field in names {
-            let alone = [format!("`{field}`"), format!(".{field}`"), format!("{field}, ")];
-            let inside = [format!("{{{field}"), format!(", {field}"), format!("{field}}}")];
-            let found = alone.iter().chain(&inside).any(|form| text.contains(form.as_str()));
-            assert!(found, "specs/{row} says nothing of {kind}'s {field:?}");
+            assert!(names_field(&text, &field), "specs/{row} says nothing of {kind}'s {field:?}");
+        }
+    }
+}
+
+/// Whether a page has a word about a field.
+fn names_field(page: &str, field: &str) -> bool {
+    let alone = [format!("`{field}`"), format!(".{field}`"), format!("{field}, ")];
+    let inside = [format!("{{{field}"), format!(", {field}"), format!("{field}}}")];
+    alone.iter().chain(&inside).any(|form| page.contains(form.as_str()))
+}
+
+/// Goal: as for messages, for what stands inside of a job's work, and its type on the page.
+#[test]
+fn every_field_of_work_stands_on_its_page() {
+    let finetune = [samples::private_work(), samples::own_rows_work()].map(|work| work.to_work());
+    let infer = [samples::infer_work(), samples::adapter_work()].map(|work| work.to_work());
+    let input = encoding::encode(&samples::finetune_input());
+    let works = finetune.iter().map(|work| ("finetune.md", work));
+    let works = works.chain(infer.iter().map(|work| ("job.md", work)));
+    let mut described: Vec<_> =
+        works.map(|(name, work)| (name, work.kind.as_str(), work.bytes.0.as_slice())).collect();
+    described.push(("finetune.md", "finetune.v1", &input));
+    for (name, kind, bytes) in described {
+        let text = page(name).unwrap();
+        assert!(text.contains(&format!("`{kind}`")), "specs/{name} says nothing of {kind}");
+        assert!(page("job.md").unwrap().contains(&format!("`{kind}`")), "job.md, {kind}");
+        let mut names = BTreeSet::new();
+        names_in(&Item::from_bytes(bytes).unwrap(), &mut names);
+        for field in names {
+            assert!(names_field(&text, &field), "specs/{name} says nothing of {field:?}");
         }
     }
 }

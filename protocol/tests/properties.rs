@@ -4,7 +4,9 @@ mod support;
 
 use allmend_protocol::bundle::Bundle;
 use allmend_protocol::bytes::ByteString;
+use allmend_protocol::encoding::{self, BODY_BYTES_MAX};
 use allmend_protocol::envelope::Envelope;
+use allmend_protocol::finetune::{FinetuneInput, FinetuneWork, Task, WORK_FINETUNE};
 use allmend_protocol::ids::FederationId;
 use allmend_protocol::job::{InferWork, WORK_INFER, Work};
 use allmend_protocol::message::{AnyMessage, Body, Kind};
@@ -45,8 +47,11 @@ fn read_every_way(bytes: &[u8], federation: &FederationId) {
     if let Ok(bundle) = Bundle::from_bytes(bytes) {
         assert_eq!(bundle.to_bytes(), bytes);
     }
-    let work = Work { kind: WORK_INFER.to_owned(), bytes: ByteString(bytes.to_vec()) };
-    InferWork::from_work(&work).ok();
+    for kind in [WORK_INFER, WORK_FINETUNE, "pray.v1"] {
+        let work = Work { kind: kind.to_owned(), bytes: ByteString(bytes.to_vec()) };
+        Task::from_work(&work).ok();
+    }
+    encoding::decode::<FinetuneInput>(bytes, BODY_BYTES_MAX).ok();
 }
 
 /// Replaces something in `item` by something surprising.
@@ -233,13 +238,32 @@ proptest! {
             prop_assert_eq!(read.to_work(), work);
         }
     }
+
+    #[test]
+    fn fine_tuning_work_comes_back_and_never_panics(seed in any::<u64>()) {
+        let mut draw = Draw(seed);
+        let finetune = draw.finetune_work();
+        let mut work = finetune.to_work();
+        let task = Task::from_work(&work);
+        // What it may cost is counted without loss.
+        prop_assert_eq!(task.as_ref().map(Task::tokens_max), Ok(finetune.tokens_max() as u32));
+        prop_assert!(finetune.tokens_max() <= u64::from(u32::MAX));
+        prop_assert_eq!(task, Ok(Task::Finetune(Box::new(finetune))));
+        let mut item = Item::from_bytes(&work.bytes.0).unwrap();
+        disturb(&mut item, &mut draw);
+        work.bytes.0 = item.to_bytes();
+        if let Ok(read) = FinetuneWork::from_work(&work) {
+            prop_assert_eq!(read.to_work(), work);
+        }
+    }
 }
 
-/// Goal: no bit of an envelope is without meaning. Method: all of them, for four messages that
+/// Goal: no bit of an envelope is without meaning. Method: all of them, for six messages that
 /// between them have every sort of field and one to three signatures.
 #[test]
 fn every_single_bit_matters() {
-    let kinds = [Kind::Charter, Kind::Lease, Kind::Refusal, Kind::Receipt];
+    use Kind::{Approval, Charter, GateReport, Lease, Receipt, Refusal};
+    let kinds = [Charter, Lease, Refusal, Receipt, Approval, GateReport];
     for wanted in kinds {
         let all = samples::all();
         let sample = all.iter().rfind(|s| s.kind().0 == wanted && s.name != "second version");

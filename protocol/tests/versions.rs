@@ -9,6 +9,7 @@ use allmend_protocol::message::{AnyMessage, Body, Kind, Versions};
 use allmend_protocol::offer::{Refusal, RefusalV1};
 use allmend_protocol::time::DurationMs;
 
+use support::cbor::Item;
 use support::samples::{self, NORD_NODE};
 use support::{key, sealed};
 
@@ -132,4 +133,25 @@ fn without_a_common_version_nothing_is_said() {
     let future = Release { reads: serde_json::from_str(r#"{"refusal":[3]}"#).unwrap() };
     assert!(Release::this().say(&future, &refusal()).is_none());
     assert!(Release::first().say(&future, &refusal()).is_none());
+}
+
+/// Goal: a field that is absent by default is no second encoding, and what was said before it was
+/// thought of is still said in the same bytes (specs/versions.md §1.3).
+#[test]
+fn fields_that_are_absent_by_default_change_nothing_where_they_are_absent() {
+    let fields = |body: Body| {
+        let (_, bytes) = support::encoded(&body);
+        let item = Item::from_bytes(&bytes).unwrap();
+        item.entries().iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    assert!(!fields(samples::empty_advert().into()).contains(&"adapters".to_owned()));
+    assert!(fields(samples::advert().into()).contains(&"adapters".to_owned()));
+    let work = |adapter: bool| {
+        let work = if adapter { samples::adapter_work() } else { samples::infer_work() };
+        Item::from_bytes(&work.to_work().bytes.0).unwrap()
+    };
+    assert!(!work(false).entries().iter().any(|(name, _)| name == "adapter"));
+    let mut with = work(false);
+    with.insert("adapter", work(true).field("adapter").clone());
+    assert_eq!(with, work(true));
 }

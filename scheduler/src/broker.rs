@@ -16,8 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::envelope::Verified;
+use allmend_protocol::finetune::Task;
 use allmend_protocol::ids::{MessageId, NodeId};
-use allmend_protocol::job::{InferWork, JobSpec};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::lease::{Cancel, CancelWhy};
 use allmend_protocol::offer::{Reason, ReasonClass};
 use allmend_protocol::time::{DurationMs, Timestamp};
@@ -80,10 +81,10 @@ impl Broker {
         ctx: &Ctx<'_>,
         job: &Verified<JobSpec>,
         cert: &Verified<ResearcherCert>,
-    ) -> Result<InferWork, Vec<Reason>> {
+    ) -> Result<Task, Vec<Reason>> {
         let mut reasons = check_chain(ctx, job, cert);
-        let infer = InferWork::from_work(&job.work);
-        if let Err(error) = &infer {
+        let task = Task::from_work(&job.work);
+        if let Err(error) = &task {
             reasons
                 .push(Reason::new(ReasonClass::Version, format!("work not understood: {error}")));
         }
@@ -98,8 +99,8 @@ impl Broker {
             let text = format!("this researcher has {of_researcher} jobs open already");
             reasons.push(Reason::new(ReasonClass::Busy, text));
         }
-        match infer {
-            Ok(infer) if reasons.is_empty() => Ok(infer),
+        match task {
+            Ok(task) if reasons.is_empty() => Ok(task),
             _ => Err(reasons),
         }
     }
@@ -116,12 +117,12 @@ impl Broker {
         if self.jobs.contains_key(&id) {
             return;
         }
-        let Ok(infer) = self.check_submit(ctx, &job, &cert) else { return };
+        let Ok(task) = self.check_submit(ctx, &job, &cert) else { return };
         if !self.certs.contains_key(&cert.id()) {
             ctx.leaf(cert.clone(), false);
         }
         ctx.leaf(job.clone(), true);
-        self.enter(ctx.settings.limits.jobs_remembered_max, ledger, job, cert, infer);
+        self.enter(ctx.settings.limits.jobs_remembered_max, ledger, job, cert, task);
         ctx.out.push(Effect::JobChanged { job: id });
         self.plan(ctx, ledger, id);
     }
@@ -149,7 +150,7 @@ impl Broker {
         ledger: &mut Ledger,
         spec: Verified<JobSpec>,
         cert: Verified<ResearcherCert>,
-        infer: InferWork,
+        task: Task,
     ) {
         while self.jobs.len() >= remembered_max {
             let settled = |job: &Job| {
@@ -175,7 +176,7 @@ impl Broker {
         let id = spec.id();
         self.certs.insert(cert.id(), cert.clone());
         self.open.insert(self.numbers, id);
-        self.jobs.insert(id, Job::new(self.numbers, spec, cert, infer));
+        self.jobs.insert(id, Job::new(self.numbers, spec, cert, task));
     }
 
     /// The job is over: whatever still runs is stopped, the ledger may count.

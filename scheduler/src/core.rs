@@ -138,6 +138,7 @@ impl Core {
                     });
                 }
             }
+            Input::Note(message) => self.with(now, out, |_, _, _, ctx| ctx.leaf(*message, true)),
             Input::Tick => self.tick(now, out),
         }
         if self.settings.faults == Faults::default() {

@@ -5,8 +5,9 @@
 //! no advert tells.
 
 use allmend_protocol::advert::{CapacityAdvert, DeviceCapacity, DeviceKind, ModelHeld};
+use allmend_protocol::finetune::Task;
 use allmend_protocol::ids::{Digest, InstitutionId};
-use allmend_protocol::job::{InferWork, JobSpec};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::offer::{Reason, ReasonClass};
 use allmend_protocol::time::Timestamp;
 use allmend_protocol::units::{Credits, Jurisdiction, Rates};
@@ -19,7 +20,7 @@ pub struct Needs<'a> {
     /// The job.
     pub spec: &'a JobSpec,
     /// Its work.
-    pub infer: &'a InferWork,
+    pub task: &'a Task,
     /// The researcher's institution.
     pub institution: InstitutionId,
     /// What may still be spent on it.
@@ -44,7 +45,9 @@ pub struct Has<'a> {
     /// Models that it would fetch.
     pub fetches: Fetches<'a>,
     /// Datasets there.
-    pub datasets: &'a [Digest],
+    pub datasets: Datasets<'a>,
+    /// Adapters that it serves.
+    pub adapters: &'a [Digest],
     /// What it asks for work.
     pub rates: Rates,
     /// Why it takes nothing new, if so.
@@ -62,6 +65,15 @@ pub enum Fetches<'a> {
     These(&'a [ModelHeld]),
 }
 
+/// What is known of the datasets at a node.
+#[derive(Clone, Copy, Debug)]
+pub enum Datasets<'a> {
+    /// An advert names only those that stewards let be known.
+    Advertised(&'a [Digest]),
+    /// The node itself knows all.
+    All(&'a [Digest]),
+}
+
 impl<'a> Has<'a> {
     /// As an advert says, with place and institution from the certificate.
     pub fn advertised(
@@ -76,7 +88,8 @@ impl<'a> Has<'a> {
             slots_free: advert.slots_free,
             models: &advert.models,
             fetches: Fetches::Any(advert.fetches_models),
-            datasets: &advert.datasets,
+            datasets: Datasets::Advertised(&advert.datasets),
+            adapters: &advert.adapters,
             rates: advert.rates,
             draining: advert.draining.then_some("the node takes nothing new"),
             disk_full: None,
@@ -97,7 +110,8 @@ impl<'a> Has<'a> {
             slots_free,
             models: &local.models,
             fetches: Fetches::These(&local.fetchable),
-            datasets: &local.datasets,
+            datasets: Datasets::All(&local.datasets),
+            adapters: &local.adapters,
             rates: local.rates,
             draining: local.draining.as_deref(),
             disk_full: local.disk_full.as_deref(),
@@ -162,11 +176,27 @@ fn place(needs: &Needs<'_>, has: &Has<'_>, say: &mut impl FnMut(ReasonClass, Str
     if placement.not_jurisdictions.contains(&has.jurisdiction) {
         say(ReasonClass::Jurisdiction, format!("the job may not run in {}", has.jurisdiction));
     }
-    if let Some(dataset) = needs.spec.dataset
-        && !has.datasets.contains(&dataset)
-    {
-        say(ReasonClass::Dataset, format!("dataset {} is not here", dataset.short()));
+    let (held, may_be_unnamed) = match has.datasets {
+        Datasets::Advertised(list) => (list, placement.at.contains(&has.institution)),
+        Datasets::All(list) => (list, false),
+    };
+    // A dataset that its steward does not advertise is asked for by whoever names the institution.
+    if !may_be_unnamed {
+        for dataset in datasets(needs).filter(|dataset| !held.contains(dataset)) {
+            say(ReasonClass::Dataset, format!("dataset {} is not here", dataset.short()));
+        }
     }
+    if let Some(adapter) = needs.task.infer().and_then(|infer| infer.adapter)
+        && !has.adapters.contains(&adapter)
+    {
+        say(ReasonClass::Model, format!("adapter {} is not served here", adapter.short()));
+    }
+}
+
+/// Every dataset that a job reads.
+fn datasets<'a>(needs: &Needs<'a>) -> impl Iterator<Item = Digest> + use<'a> {
+    let mix = needs.task.finetune().map_or(&[][..], |finetune| &finetune.datasets);
+    needs.spec.dataset.into_iter().chain(mix.iter().map(|part| part.dataset))
 }
 
 fn equipment(needs: &Needs<'_>, has: &Has<'_>, say: &mut impl FnMut(ReasonClass, String)) {
@@ -199,18 +229,18 @@ fn equipment(needs: &Needs<'_>, has: &Has<'_>, say: &mut impl FnMut(ReasonClass,
         );
     }
     if let Some(held) = found {
-        let tokens = u64::from(needs.infer.max_tokens) + u64::from(needs.infer.prompt_tokens_max);
+        let tokens = needs.task.context_tokens();
         if tokens > u64::from(held.context_tokens) {
             say(
                 ReasonClass::Size,
                 format!(
-                    "prompt and answer may take {tokens} tokens, the context has {}",
+                    "it may take a context of {tokens} tokens, the model is offered with {}",
                     held.context_tokens
                 ),
             );
         }
     }
-    match price_max(has.rates, needs.infer) {
+    match price_max(has.rates, needs.task) {
         Some(price) if price <= needs.budget => {}
         price => say(
             ReasonClass::Price,
@@ -244,8 +274,8 @@ fn moment(
 }
 
 /// The most that the work can cost at these rates.
-pub fn price_max(rates: Rates, infer: &InferWork) -> Option<Credits> {
-    rates.cost(u64::from(infer.prompt_tokens_max), u64::from(infer.max_tokens))
+pub fn price_max(rates: Rates, task: &Task) -> Option<Credits> {
+    rates.cost(u64::from(task.prompt_tokens_max()), u64::from(task.tokens_max()))
 }
 
 fn device_name(kind: DeviceKind) -> &'static str {

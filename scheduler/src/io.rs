@@ -11,6 +11,7 @@ use allmend_protocol::job::JobSpec;
 use allmend_protocol::lease::{Cancel, Fence, Lease};
 use allmend_protocol::message::{AnyMessage, Versions};
 use allmend_protocol::receipt::{JobOutcome, Outcome, Usage};
+use allmend_protocol::stewardship::{Contract, GateReport, GateStop, PolicyInForce, PrivacyTerms};
 use allmend_protocol::time::DurationMs;
 use allmend_protocol::units::Rates;
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,9 @@ pub enum Input {
         /// Tokens of this attempt seen so far.
         tokens: u32,
     },
+    /// A message for this node's log that changes nothing here: an approval, a recall and its answers, a
+    /// deletion.
+    Note(Box<AnyMessage>),
     /// Time has passed. Comes at least every [`TICK_EVERY`].
     Tick,
 }
@@ -91,6 +95,10 @@ pub enum WorkEvent {
         /// Tokens.
         tokens: u32,
     },
+    /// The terms of a run on others' data are ready; the core signs and logs them.
+    Contracted(Box<Terms>),
+    /// The output gate has decided; the core signs and logs it.
+    Gated(Box<Gated>),
     /// The worker is done, one way or another.
     Ended {
         /// How.
@@ -102,6 +110,40 @@ pub enum WorkEvent {
         /// The model's licence.
         model_licence: Option<String>,
     },
+}
+
+/// What a node is about to promise for one run; the rest of a [`Contract`] is known from the lease.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The dataset versions, sorted.
+    pub datasets: Vec<Digest>,
+    /// The policies in force.
+    pub policies: Vec<PolicyInForce>,
+    /// Ids of the policies that said yes.
+    pub reasons: Vec<String>,
+    /// The approvals it rests on.
+    pub approvals: Vec<MessageId>,
+    /// The base model's licence.
+    pub model_licence: Option<String>,
+    /// The kind of output.
+    pub output: String,
+    /// The room's strength.
+    pub room: String,
+    /// What was verified about it.
+    pub room_facts: Vec<String>,
+    /// What it costs of privacy budgets.
+    pub privacy: Option<PrivacyTerms>,
+}
+
+/// What the output gate decided.
+#[derive(Clone, Debug)]
+pub struct Gated {
+    /// The adapter, when it may leave.
+    pub released: Option<Digest>,
+    /// Why not, when it may not.
+    pub stops: Vec<GateStop>,
+    /// The approvals of the output.
+    pub approvals: Vec<MessageId>,
 }
 
 /// What this node can do, as its probes and owner say.
@@ -117,6 +159,10 @@ pub struct LocalState {
     pub fetchable: Vec<ModelHeld>,
     /// Datasets here, sorted.
     pub datasets: Vec<Digest>,
+    /// Those of them that stewards let be known, sorted.
+    pub datasets_public: Vec<Digest>,
+    /// Adapters that are served here, sorted.
+    pub adapters: Vec<Digest>,
     /// What is asked for work.
     pub rates: Rates,
     /// Finish what runs, take nothing new; why, in words.
@@ -157,6 +203,20 @@ pub enum Effect {
         lease: MessageId,
         /// With which outcome it is to end.
         outcome: Outcome,
+    },
+    /// Executing node: the contract of this lease is durable; the data may be opened.
+    WorkContracted {
+        /// The lease.
+        lease: MessageId,
+        /// The contract.
+        contract: Verified<Contract>,
+    },
+    /// Executing node: what the gate decided is durable; what it released may leave.
+    WorkGated {
+        /// The lease.
+        lease: MessageId,
+        /// The report.
+        report: Verified<GateReport>,
     },
     /// Executing node: the lease has ended and its receipt is durable; tell the stream.
     WorkSettled {
@@ -199,6 +259,8 @@ pub struct Work {
     pub grant: Verified<Grant>,
     /// The assignment.
     pub assign: Verified<Assign>,
+    /// The researcher's certificate.
+    pub cert: Verified<ResearcherCert>,
     /// Home, from which input comes and to which tokens go.
     pub home: NodeId,
 }

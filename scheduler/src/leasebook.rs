@@ -6,16 +6,16 @@
 //! had (S2), in a slot that no live lease has (S1).
 
 mod chain;
+mod contract;
 mod probe;
 mod replay;
 mod take;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::envelope::Verified;
+use allmend_protocol::finetune::Task;
 use allmend_protocol::ids::{MessageId, NodeId};
-use allmend_protocol::job::InferWork;
 use allmend_protocol::lease::{Cancel, Fence, LeaseRenewal};
 use allmend_protocol::message::AnyMessage;
 use allmend_protocol::receipt::{Outcome, Receipt, Settlement, Usage};
@@ -26,6 +26,7 @@ use crate::core::Broken;
 use crate::ctx::Ctx;
 use crate::io::{Effect, Record, Work, WorkEvent};
 use crate::settings::{PROGRESS_EVERY_TOKENS, RECEIPT_BACKOFF_MAX, RESEND_EVERY, fit_text};
+use crate::stewards::DataVerdict;
 pub use probe::ProbeRates;
 pub(crate) use replay::Assigned;
 
@@ -48,9 +49,12 @@ pub struct LeaseBook {
 #[derive(Clone, Debug)]
 pub struct Held {
     work: Work,
-    cert: Verified<ResearcherCert>,
-    infer: InferWork,
+    task: Task,
     receipt: Option<Verified<Receipt>>,
+    /// The contract under which others' data were opened.
+    contract: Option<MessageId>,
+    /// Whether the output gate's decision is signed; a run has one.
+    gated: bool,
     settled: bool,
     tokens_recorded: u32,
 
@@ -156,12 +160,14 @@ impl LeaseBook {
         }
         match event {
             WorkEvent::Progress { tokens } => {
-                held.tokens = held.tokens.max(tokens.min(held.infer.max_tokens));
+                held.tokens = held.tokens.max(tokens.min(held.task.tokens_max()));
                 if held.tokens - held.tokens_recorded >= PROGRESS_EVERY_TOKENS {
                     held.tokens_recorded = held.tokens;
                     ctx.record(Record::Progress { lease: id, tokens: held.tokens }, false);
                 }
             }
+            WorkEvent::Contracted(terms) => held.contract(ctx, *terms),
+            WorkEvent::Gated(gated) => held.gated(ctx, *gated),
             WorkEvent::Ended { outcome, usage, output, model_licence } => {
                 self.finish(ctx, id, outcome, usage, output, model_licence);
             }
@@ -180,7 +186,7 @@ impl LeaseBook {
     ) {
         let Some(held) = self.leases.get_mut(&id) else { return };
         let (lease, job) = (&held.work.lease, &held.work.job);
-        usage.completion_tokens = usage.completion_tokens.min(u64::from(held.infer.max_tokens));
+        usage.completion_tokens = usage.completion_tokens.min(u64::from(held.task.tokens_max()));
         let outcome = match outcome {
             Outcome::Finished { reason } => Outcome::Finished { reason: fit_text(&reason, 32) },
             Outcome::Failed { permanent, why } => {
@@ -205,7 +211,7 @@ impl LeaseBook {
             model: job.model,
             model_licence: model_licence.map(|licence| fit_text(&licence, 120)),
             numerics: fit_text(&ctx.settings.numerics, 64),
-            contract: None,
+            contract: held.contract,
             started: lease.issued,
             ended: ctx.now.max(lease.issued),
         });
@@ -296,8 +302,8 @@ impl LeaseBook {
             .map(|(id, held)| {
                 let receipt = held.receipt.as_ref().map(Verified::id);
                 let work = &held.work;
-                let chain = (work.job.id(), work.grant.id(), work.assign.id(), held.cert.id());
-                (*id, chain, work.home, receipt, held.settled, held.tokens_recorded)
+                let chain = (work.job.id(), work.grant.id(), work.assign.id(), work.cert.id());
+                (*id, chain, work.home, receipt, held.contract, held.settled, held.tokens_recorded)
             })
             .collect();
         (leases, self.by_attempt.clone(), self.live.clone())
@@ -322,8 +328,23 @@ impl Held {
             return;
         }
         // The owner may change policy at any minute, and certificates end.
-        if let Err(refused) = chain::check_policy(ctx, &self.work.job, &self.cert, &self.infer) {
+        if let Err(refused) = chain::check_policy(ctx, &self.work.job, &self.work.cert, &self.task)
+        {
             let why = fit_text(&refused.reason.text, 240);
+            return self.stop(ctx, Outcome::Failed { permanent: false, why });
+        }
+        let data = chain::check_data(ctx, &self.work.job, &self.work.cert, &self.task, true);
+        let why = match data {
+            DataVerdict::Allow => None,
+            DataVerdict::Refuse(reasons) => {
+                Some(reasons.first().map_or(String::new(), |r| r.text.clone()))
+            }
+            DataVerdict::Pending { obligations, .. } => {
+                Some(format!("an approval has ended: {}", obligations.join(", ")))
+            }
+        };
+        if let Some(why) = why {
+            let why = fit_text(&why, 240);
             return self.stop(ctx, Outcome::Failed { permanent: false, why });
         }
         if let Err(error) = ctx.roster.node_at(ctx.now, ctx.me.node) {

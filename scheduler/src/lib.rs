@@ -12,6 +12,8 @@ pub mod io;
 pub mod leasebook;
 pub mod ledger;
 pub mod policy;
+pub mod privacy;
 pub mod score;
 pub mod settings;
+pub mod stewards;
 pub mod view;

@@ -1,6 +1,7 @@
 //! Who a core is and within which bounds it works.
 
 use std::fmt;
+use std::sync::Arc;
 
 use allmend_protocol::envelope::Verified;
 use allmend_protocol::ids::{FederationId, InstitutionId, NodeId};
@@ -10,6 +11,7 @@ use allmend_protocol::units::Jurisdiction;
 use ed25519_dalek::SigningKey;
 
 use crate::policy::OperatorPolicy;
+use crate::stewards::Stewards;
 
 /// The node that a core decides for.
 #[derive(Clone)]
@@ -56,6 +58,8 @@ impl Identity {
 pub struct Settings {
     /// What the operator lets run here.
     pub policy: OperatorPolicy,
+    /// What stewards let be done with datasets here; nobody: no dataset is opened to any job.
+    pub stewards: Option<Arc<dyn Stewards>>,
     /// The message versions that this node reads and writes.
     pub versions: Versions,
     /// The engine's numerics version, for receipts (at most 64 bytes).
@@ -71,6 +75,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             policy: OperatorPolicy::default(),
+            stewards: None,
             versions: Versions::of_this_release(),
             numerics: "unknown".to_owned(),
             limits: Limits::default(),
@@ -97,6 +102,8 @@ pub struct Limits {
     pub max_tokens_max: u32,
     /// The most tokens of prompt that one job may bring to this node.
     pub prompt_tokens_max: u32,
+    /// The most tokens that one job may train on at this node.
+    pub train_tokens_max: u32,
 }
 
 impl Default for Limits {
@@ -109,6 +116,7 @@ impl Default for Limits {
             probes_per_peer_per_second_max: 200,
             max_tokens_max: 131_072,
             prompt_tokens_max: 1_048_576,
+            train_tokens_max: 1 << 30,
         }
     }
 }

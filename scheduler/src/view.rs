@@ -214,6 +214,7 @@ fn same_content(a: &CapacityAdvert, b: &CapacityAdvert) -> bool {
         models,
         fetches_models,
         datasets,
+        adapters,
         rates,
         draining,
         addresses,
@@ -224,5 +225,6 @@ fn same_content(a: &CapacityAdvert, b: &CapacityAdvert) -> bool {
         && (fetches_models, rates, draining) == (&b.fetches_models, &b.rates, &b.draining)
         && (jurisdiction, versions) == (&b.jurisdiction, &b.versions)
         && (devices, models, datasets) == (&b.devices, &b.models, &b.datasets)
+        && adapters == &b.adapters
         && addresses == &b.addresses
 }

@@ -23,7 +23,7 @@ import time
 import llama_build
 import models
 import ratios
-from place import HERE, ROOT, Unavailable, cargo_target, json_of, say, work_dir
+from place import HERE, ROOT, Unavailable, cargo_target, json_of, say, warm, work_dir
 
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
 BATCHES, BATCH_TOKENS = [4, 16, 32], 64
@@ -58,6 +58,8 @@ class Comparison:
         command += ["--prompt-tokens", str(prompt), "--answer-tokens", str(answer)]
         command += ["--runs", str(self.options.runs)]
         command += self.ours_only if side == "ours" else self.theirs_only
+        # Systems drop file pages that nobody has read for a while, and whoever comes first would read them from the disk.
+        warm(models.path(self.work, model))
         return json_of(command, cpus=self.options.threads)
 
     def round(self, model: str, batches: list[int]) -> tuple[ratios.Round, ratios.Round, list[int]]:

@@ -74,6 +74,14 @@ def json_of(command: list[str], env: dict[str, str] | None = None, cpus: int | N
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def warm(path: pathlib.Path) -> None:
+    """Reads a file so that the system has it in memory."""
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(4 << 20)
+        while file.readinto(buffer):
+            pass
+
+
 def sha256(path: pathlib.Path) -> str:
     """Hexadecimal digest of a file, read in parts."""
     with path.open("rb") as file:

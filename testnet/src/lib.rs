@@ -4,4 +4,5 @@ pub mod bench;
 pub mod demo;
 pub mod ordeal;
 pub mod sim;
+pub mod tuning;
 pub mod world;

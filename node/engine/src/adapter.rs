@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use crate::error::EngineError;
 use crate::files::{checkpoint, map, safetensors};
-use crate::spec::ModelSpec;
 use crate::spec::keys::Keys;
 use crate::spec::names::{self, Layout, Part, Shape};
+use crate::spec::{ModelSpec, Pairing};
 
 /// `adapter_config.json` has one or two KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 18;
@@ -83,11 +83,24 @@ impl Adapter {
     /// Names the key, module or tensor that does not fit or is not understood. Memory is bounded by the
     /// size of the adapter's file.
     pub(crate) fn read(folder: &Path, spec: &ModelSpec) -> Result<Self, EngineError> {
-        let (rank, scale) = settings(&folder.join("adapter_config.json"))?;
+        let config = map::read_small(&folder.join("adapter_config.json"), CONFIG_BYTES_MAX)?;
         let path = folder.join("adapter_model.safetensors");
-        let file = map::map(&path)?;
-        let tensors = safetensors::parse(&file)
-            .map_err(|source| EngineError::Safetensors { path: path.clone(), source })?;
+        Self::parse(&config, &map::map(&path)?, &path, spec)
+    }
+
+    /// The same from the contents of both files; `path` names the second in errors.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn parse(
+        config: &[u8],
+        file: &[u8],
+        path: &Path,
+        spec: &ModelSpec,
+    ) -> Result<Self, EngineError> {
+        let (rank, scale) = settings_of(config)?;
+        let tensors = safetensors::parse(file)
+            .map_err(|source| EngineError::Safetensors { path: path.to_owned(), source })?;
         let factor = |name: &str, shape: [usize; 2]| -> Result<Vec<f32>, EngineError> {
             let entry = tensors.get(name).ok_or_else(|| EngineError::tensor(name, "is missing"))?;
             if entry.shape != shape {
@@ -133,15 +146,11 @@ impl Adapter {
             let total = parts.iter().map(|&part| shape(part).0).sum();
             let a = factor(name, [rank, inputs])?;
             let b = factor(&name.replace(".lora_A.", ".lora_B."), [total, rank])?;
-            let mut start = 0;
             for &part in parts {
                 let (target, outputs) = (target(part).ok_or_else(unknown)?, shape(part).0);
-                let rows = own_rows(layout, parts.len(), spec.head_dim, start..start + outputs);
-                start += outputs;
-                let turned = matches!(target, Target::Query | Target::Key)
-                    && spec.ropes.first().is_some_and(|rope| rope.pairing != pairing);
+                let rows = reference_rows(spec, pairing, layout, parts, part);
                 let b = rows
-                    .map(|row| if turned { unpermuted(row, spec.head_dim) } else { row })
+                    .into_iter()
                     .flat_map(|row| b.get(row * rank..(row + 1) * rank).unwrap_or_default())
                     .copied()
                     .collect();
@@ -190,6 +199,25 @@ fn target(part: Part) -> Option<Target> {
     all.into_iter().find(|target| target.part() == part)
 }
 
+/// For each output of a part, in the engine's order, the row of the reference module's `B` that changes it.
+pub(crate) fn reference_rows(
+    spec: &ModelSpec,
+    pairing: Pairing,
+    layout: Layout,
+    parts: &[Part],
+    part: Part,
+) -> Vec<usize> {
+    let outputs = |part| match spec.shape(part) {
+        Shape::Matrix { rows, .. } => rows,
+        Shape::Vector(_) => 0,
+    };
+    let start: usize = parts.iter().take_while(|&&other| other != part).map(|&p| outputs(p)).sum();
+    let rows = own_rows(layout, parts.len(), spec.head_dim, start..start + outputs(part));
+    let turned = matches!(part, Part::Query | Part::Key)
+        && spec.ropes.first().is_some_and(|rope| rope.pairing != pairing);
+    rows.map(|row| if turned { unpermuted(row, spec.head_dim) } else { row }).collect()
+}
+
 /// Rows of a fused module's `B` that belong to the part with these rows, were the parts apart.
 fn own_rows(
     layout: Layout,
@@ -217,12 +245,11 @@ fn unpermuted(row: usize, head_dim: usize) -> usize {
     head * head_dim + (inner % 2) * (head_dim / 2) + inner / 2
 }
 
-/// Rank and scale, after refusing what is more than plain LoRA.
-fn settings(path: &Path) -> Result<(usize, f32), EngineError> {
-    let text = map::read_small(path, CONFIG_BYTES_MAX)?;
+/// Rank and scale in the text of an `adapter_config.json`, after refusing what is more than plain LoRA.
+pub(crate) fn settings_of(text: &[u8]) -> Result<(usize, f32), EngineError> {
     let wrong = |problem: String| EngineError::metadata("adapter_config.json", problem);
     let value: Value =
-        serde_json::from_slice(&text).map_err(|error| wrong(format!("is not JSON: {error}")))?;
+        serde_json::from_slice(text).map_err(|error| wrong(format!("is not JSON: {error}")))?;
     let Value::Object(map) = value else { return Err(wrong("is not a JSON object".to_owned())) };
     let keys = Keys::new("adapter_config.json ", &map);
     if keys.string("peft_type")? != Some("LORA") {
@@ -253,7 +280,7 @@ fn settings(path: &Path) -> Result<(usize, f32), EngineError> {
     Ok((rank, (alpha / divisor) as f32))
 }
 
-fn floats(dtype: &str, bytes: &[u8]) -> Option<Vec<f32>> {
+pub(crate) fn floats(dtype: &str, bytes: &[u8]) -> Option<Vec<f32>> {
     let dtype = match dtype {
         "F32" => GgmlDType::F32,
         "F16" => GgmlDType::F16,

@@ -158,6 +158,26 @@ impl Engine {
         Ok(())
     }
 
+    /// The same from the contents of an adapter's two files: `adapter_config.json` and
+    /// `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`].
+    pub fn load_adapter_files(
+        &mut self,
+        digest: [u8; 32],
+        config: &[u8],
+        tensors: &[u8],
+    ) -> Result<(), EngineError> {
+        if !self.adapters.contains_key(&digest) {
+            let (path, spec) =
+                (Path::new("adapter_model.safetensors"), self.server.decoder().spec());
+            let adapter = Adapter::parse(config, tensors, path, spec)?;
+            self.adapters.insert(digest, Arc::new(adapter));
+        }
+        Ok(())
+    }
+
     /// Forgets an adapter; requests that were submitted keep it until they end.
     pub fn unload_adapter(&mut self, digest: &[u8; 32]) {
         self.adapters.remove(digest);
@@ -179,8 +199,29 @@ impl Engine {
     /// # Errors
     /// Refusals (context limit, bounds, template, a full queue) come now, before any work.
     pub fn submit(&mut self, request: Request) -> Result<Ticket, EngineError> {
+        self.submit_prompt(request, None)
+    }
+
+    /// The same with the prompt's tokens given, whatever the request's input says: for rows that are
+    /// tokens already.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`], and for tokens that are not in the vocabulary.
+    pub(crate) fn submit_ids(
+        &mut self,
+        ids: Vec<u32>,
+        request: Request,
+    ) -> Result<Ticket, EngineError> {
+        self.submit_prompt(request, Some(ids))
+    }
+
+    fn submit_prompt(
+        &mut self,
+        request: Request,
+        ids: Option<Vec<u32>>,
+    ) -> Result<Ticket, EngineError> {
         let begun = Instant::now();
-        let prompt = self.check(&request)?;
+        let prompt = self.check(&request, ids)?;
         let public_tokens = self.public_tokens(&request, &prompt)?;
         let adapter = match request.adapter {
             None => None,
@@ -332,7 +373,7 @@ impl Engine {
     }
 
     /// Everything about a request that can be refused without computing; returns its prompt.
-    fn check(&self, request: &Request) -> Result<Vec<u32>, EngineError> {
+    fn check(&self, request: &Request, ids: Option<Vec<u32>>) -> Result<Vec<u32>, EngineError> {
         let wrong = |problem: String| Err(EngineError::InvalidRequest(problem));
         if self.server.decoder().spec().kind == Kind::Encoder {
             return wrong("this model embeds texts and does not continue them".to_owned());
@@ -349,7 +390,13 @@ impl Engine {
             return wrong(format!("logprobs {top} is not in 0..={}", Request::LOGPROBS_MAX));
         }
         self.check_ids(&request.forced)?;
-        let prompt = self.tokenise(&request.input, request.clock)?;
+        let prompt = match ids {
+            Some(ids) => {
+                self.check_ids(&ids)?;
+                ids
+            }
+            None => self.tokenise(&request.input, request.clock)?,
+        };
         if prompt.is_empty() {
             return wrong("the prompt is empty".to_owned());
         }

@@ -41,6 +41,7 @@ mod spec;
 mod template;
 mod text;
 mod tokenizer;
+pub mod train;
 
 #[cfg(test)]
 #[path = "../tests/support/gguf_writer.rs"]
@@ -52,6 +53,7 @@ pub use crate::cpu::isa::Isa;
 pub use crate::engine::{Engine, LoadOptions};
 pub use crate::error::{EngineError, Fault, TemplateError};
 pub use crate::files::gguf::GgufError;
+pub use crate::files::map::hand_in;
 pub use crate::files::safetensors::SafetensorsError;
 pub use crate::info::ModelInfo;
 pub use crate::probe::{GpuProbe, ProbeError, built_with_cuda, probe_gpu};

@@ -110,6 +110,46 @@ impl Model {
         }
     }
 
+    /// Logits after the tokens that a prefix cache does not know, when it has seen the same sequence before: the whole
+    /// pages of an earlier computation are in the table of a second one, which begins behind them. Returns how many
+    /// tokens were known, too: whole pages, and not all tokens.
+    ///
+    /// # Shapes
+    /// A row of vocabulary length per token that was not known.
+    ///
+    /// # Errors
+    /// When the sequence is empty or does not fit the room twice.
+    pub fn logits_after_hit(
+        &mut self,
+        tokens: &[u32],
+    ) -> Result<(usize, Vec<Vec<f32>>), EngineError> {
+        let known = tokens.len().saturating_sub(1) / PAGE_TOKENS * PAGE_TOKENS;
+        let mut tables = tables(&[tokens, tokens], self.decoder.pages())?;
+        let first = std::mem::take(&mut tables[0]);
+        tables[1][..known / PAGE_TOKENS].copy_from_slice(&first[..known / PAGE_TOKENS]);
+        let vocab = self.decoder.spec().vocab;
+        let mut logits = Vec::new();
+        for (pages, begin) in [(&first, 0), (&tables[1], known)] {
+            logits.clear();
+            let views = [SequenceView { pages, adapter: self.adapter.as_ref() }];
+            let all: Vec<Row> = (begin..tokens.len())
+                .map(|position| Row {
+                    sequence: 0,
+                    position,
+                    token: tokens[position],
+                    wanted: true,
+                })
+                .collect();
+            let mut out = Vec::new();
+            for rows in all.chunks(self.decoder.rows_max().max(1)) {
+                let batch = Batch { sequences: &views, rows };
+                self.decoder.forward(&batch, Output::Logits, &mut out)?;
+                logits.extend(out.chunks_exact(vocab).map(<[f32]>::to_vec));
+            }
+        }
+        Ok((known, logits))
+    }
+
     /// Continues a prompt with the most probable token, `len` times, token by token.
     ///
     /// # Shapes

@@ -45,8 +45,10 @@ pub struct Request {
     /// [`Request::LOGPROBS_MAX`].
     pub logprobs: Option<u32>,
     /// Report the prompt's tokens too ([`Event::Prompt`]); with `logprobs`, also how likely they were,
-    /// for which the whole prompt is computed anew.
+    /// for which they are computed anew.
     pub echo: bool,
+    /// The first prompt token to report; those before it may come from the prefix cache.
+    pub echo_from: u32,
 }
 
 impl Request {
@@ -67,6 +69,7 @@ impl Request {
             adapter: None,
             logprobs: None,
             echo: false,
+            echo_from: 0,
         }
     }
 }

@@ -100,6 +100,11 @@ impl Tokenizer {
         self.vocab.eos.and_then(|id| self.vocab.text(id)).unwrap_or_default()
     }
 
+    /// The token that ends sequences, if there is one.
+    pub(crate) fn eos(&self) -> Option<u32> {
+        self.vocab.eos
+    }
+
     /// Whether the model ends its answer with this token.
     pub(crate) fn is_end(&self, id: u32) -> bool {
         self.vocab.is_end(id)
@@ -133,13 +138,25 @@ impl Tokenizer {
     /// # Errors
     /// When the text is too long, or becomes so when normalised.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        self.encode_at(text, Place { begins: true, after_token: true })
+    }
+
+    /// The tokens of `text` where it goes on from other text, as an answer does: without the blank that
+    /// some models put before the beginning.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub(crate) fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        self.encode_at(text, Place { begins: false, after_token: false })
+    }
+
+    fn encode_at(&self, text: &str, mut place: Place) -> Result<Vec<u32>, EngineError> {
         if text.len() > INPUT_BYTES_MAX {
             let problem = format!("{} bytes of input, at most {INPUT_BYTES_MAX}", text.len());
             return Err(EngineError::InvalidRequest(problem));
         }
         let mut ids = Vec::new();
         let mut scratch = Scratch::default();
-        let mut place = Place { begins: true, after_token: true };
         for fragment in self.added.fragments(text) {
             match fragment {
                 Fragment::Token(id) => ids.push(id),

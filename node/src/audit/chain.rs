@@ -15,17 +15,17 @@ use super::members::{Members, Said};
 use super::report::{Balance, Fault, Notes};
 
 pub(super) struct Chain<'a> {
-    members: &'a Members,
+    pub(super) members: &'a Members,
     /// Nodes whose logs were given, and those of them whose logs are damaged.
     present: BTreeSet<NodeId>,
-    damaged: BTreeSet<NodeId>,
+    pub(super) damaged: BTreeSet<NodeId>,
     missing: BTreeSet<NodeId>,
-    all: &'a [Said<'a>],
-    jobs: BTreeMap<MessageId, &'a Verified<JobSpec>>,
-    grants: BTreeMap<MessageId, &'a Verified<Grant>>,
+    pub(super) all: &'a [Said<'a>],
+    pub(super) jobs: BTreeMap<MessageId, &'a Verified<JobSpec>>,
+    pub(super) grants: BTreeMap<MessageId, &'a Verified<Grant>>,
     assigns: BTreeMap<MessageId, &'a Verified<Assign>>,
-    leases: BTreeMap<MessageId, &'a Verified<Lease>>,
-    receipts: BTreeMap<MessageId, &'a Verified<Receipt>>,
+    pub(super) leases: BTreeMap<MessageId, &'a Verified<Lease>>,
+    pub(super) receipts: BTreeMap<MessageId, &'a Verified<Receipt>>,
     /// Leases under each grant so far.
     leases_of: BTreeMap<MessageId, u16>,
     /// Entry of the receipt of each lease, and of the settlement of each grant.
@@ -297,7 +297,13 @@ impl<'a> Chain<'a> {
 
     /// A message is not in the log of the node that must have it: a finding, if that log is here
     /// and whole.
-    fn unmatched(&mut self, said: &Said<'_>, node: NodeId, what: &str, notes: &mut Notes) {
+    pub(super) fn unmatched(
+        &mut self,
+        said: &Said<'_>,
+        node: NodeId,
+        what: &str,
+        notes: &mut Notes,
+    ) {
         if !self.present.contains(&node) {
             self.missing.insert(node);
             notes.skip();
@@ -311,7 +317,7 @@ impl<'a> Chain<'a> {
 
     /// A message is in none of these logs, and whose it would be is not known: a finding, if every
     /// institution and every known node has its log here.
-    fn unmatched_somewhere(&self, said: &Said<'_>, what: &str, notes: &mut Notes) {
+    pub(super) fn unmatched_somewhere(&self, said: &Said<'_>, what: &str, notes: &mut Notes) {
         if self.damaged.is_empty() && self.members.all_among(&self.present) {
             let why = format!("its {what} is in none of these logs");
             notes.find(&said.place(), Fault::Unmatched, why);
@@ -323,7 +329,7 @@ impl<'a> Chain<'a> {
 
 impl Said<'_> {
     /// Finds every rule that does not hold.
-    fn require(&self, rules: &[(bool, &str)], what: Fault, notes: &mut Notes) {
+    pub(super) fn require(&self, rules: &[(bool, &str)], what: Fault, notes: &mut Notes) {
         for (_, broken) in rules.iter().filter(|(holds, _)| !holds) {
             notes.find(&self.place(), what, *broken);
         }

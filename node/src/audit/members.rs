@@ -254,6 +254,18 @@ impl Members {
             AnyMessage::Grant(grant) => own(said, grant.charter, Some(grant.issued)),
             AnyMessage::Assign(assign) => own(said, assign.charter, Some(assign.issued)),
             AnyMessage::Lease(lease) => own(said, lease.charter, Some(lease.issued)),
+            // A person signed it; it lies in the log of the node that holds the dataset.
+            AnyMessage::Approval(approval) => (by_home(approval.node), None, None),
+            AnyMessage::Contract(contract) => own(said, contract.charter, Some(contract.issued)),
+            AnyMessage::GateReport(report) => own(said, report.charter, Some(report.issued)),
+            // Whoever hears a recall logs it, too.
+            AnyMessage::Recall(recall) => {
+                let signed = (recall.signer, recall.issued);
+                (true, Some(recall.charter), Some(signed))
+            }
+            AnyMessage::RecallAnswer(answer) => own(said, answer.charter, Some(answer.issued)),
+            // Whoever is no member any more still has to delete.
+            AnyMessage::Deletion(deletion) => own(said, deletion.charter, None),
             // Both are judged by who was a member when the lease was issued, or the grant.
             AnyMessage::Receipt(receipt) => own(said, receipt.charter, None),
             AnyMessage::Settlement(settlement) => own(said, settlement.charter, None),
@@ -315,6 +327,12 @@ fn once(message: &AnyMessage) -> bool {
             | Kind::Receipt
             | Kind::Settlement
             | Kind::LogSuccession
+            | Kind::Approval
+            | Kind::Contract
+            | Kind::GateReport
+            | Kind::Recall
+            | Kind::RecallAnswer
+            | Kind::Deletion
     )
 }
 

@@ -5,7 +5,9 @@
 //! (specs/log.md §8). It needs no node, no network and no clock: two auditors with the same files
 //! reach the same report.
 
+mod adapters;
 mod chain;
+mod contracts;
 mod dir;
 mod equivocation;
 mod log_reader;
@@ -42,6 +44,8 @@ pub fn verify_dirs(dirs: &[PathBuf]) -> Report {
     let damaged: BTreeSet<NodeId> = notes.damaged_nodes(&logs);
     let mut chain = Chain::new(&members, present, damaged, &verified);
     chain.check(&mut notes);
+    contracts::check(&mut chain, &mut notes);
+    adapters::check(&mut chain, &mut notes);
     slots::check(&verified, &mut notes);
     let (balances, missing_logs) = chain.finish();
     let mut kinds = BTreeMap::new();

@@ -129,6 +129,9 @@ pub enum Fault {
     Unmatched,
     /// Two messages that belong together disagree.
     Inconsistent,
+    /// Data were read, something made of them was released, or an adapter was used, without the
+    /// permission that it needs.
+    Unpermitted,
     /// Two live leases in one slot (S1).
     SlotTaken,
     /// A fence was used twice (S2).

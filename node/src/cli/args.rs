@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use allmend_protocol::cert::Role;
+use allmend_protocol::ids::PublicKey;
 use allmend_protocol::units::Jurisdiction;
 
 /// Federated compute sharing: submit jobs, run a node, audit what happened.
@@ -23,7 +24,7 @@ pub(super) struct Args {
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 internal fault, 2 usage, 3 configuration, 4 not found, 5 refused,
-6 unreachable, 7 job failed, 8 audit found problems, 9 conflict, 10 no room, 11 unhealthy,
+6 unreachable, 7 job failed, 8 audit or check found problems, 9 conflict, 10 no room, 11 unhealthy,
 130 interrupted.
 
 First steps, as a researcher:   allmend join INVITE, then allmend chat
@@ -53,8 +54,14 @@ pub(super) enum Command {
     /// Models on this machine
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Policies of datasets: write, check, try
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Datasets that this node's stewards keep
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Chat with a model
-    Chat(ChatOptions),
+    Chat(Box<ChatOptions>),
     /// Submit a job
     #[command(subcommand)]
     Submit(SubmitCommand),
@@ -95,6 +102,29 @@ pub(super) enum Command {
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// What waits for your decision as a data steward
+    Inbox,
+    /// Approve what waits; the question's number is in the inbox
+    Approve(ApproveOptions),
+    /// Refuse what waits; the researcher is told why
+    Refuse {
+        /// The question, or the start of its id
+        question: String,
+        /// Why, in words
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+    },
+    /// Take a released adapter back: every node stops serving it and deletes it
+    Recall {
+        /// The adapter's id
+        adapter: allmend_protocol::ids::Digest,
+        /// Why, in words
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+    },
+    /// Adapters that this machine's node serves
+    #[command(subcommand)]
+    Adapters(AdaptersCommand),
     /// Disk use against its caps
     #[command(subcommand)]
     Storage(StorageCommand),
@@ -109,6 +139,9 @@ pub(super) enum Command {
     /// The engine's process; started by the node
     #[command(hide = true)]
     Worker,
+    /// A training room; started by the node
+    #[command(hide = true)]
+    Room,
     /// Computes something on one GPU; started by the node
     #[command(name = crate::device::PROBE_COMMAND, hide = true)]
     ProbeGpu {
@@ -181,6 +214,9 @@ pub(super) struct InviteOptions {
     /// How long it holds, e.g. 30m, 12h, 7d
     #[arg(long, default_value = "48h", value_name = "TIME", value_parser = super::context::parse_duration)]
     pub(super) expires: std::time::Duration,
+    /// What a researcher's certificate is to say of them, as policies ask (repeatable)
+    #[arg(long = "credential", value_name = "WORD")]
+    pub(super) credentials: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -238,6 +274,104 @@ pub(super) struct RunOptions {
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum DataCommand {
+    /// Add a dataset, or a new version of one: JSONL (chat, prompt/completion, text) or text files
+    Add(Box<DataAddOptions>),
+    /// Say whether a file or directory could be added, with line numbers; adds nothing
+    Check {
+        /// A file that ends in .jsonl, .ndjson, .txt, .text or .md, or a directory of such files
+        source: PathBuf,
+        /// Allow files of different formats
+        #[arg(long)]
+        mixed: bool,
+    },
+    /// List datasets
+    Ls,
+    /// One dataset in detail
+    Show {
+        /// Name, or the start of a version's digest
+        dataset: String,
+        /// As MLCommons Croissant (JSON-LD)
+        #[arg(long)]
+        croissant: bool,
+    },
+    /// Forget one subject: a new version without their rows; every version that has some is destroyed
+    Forget {
+        /// Name, or the start of a version's digest
+        dataset: String,
+        /// The subject id [default: read from standard input, which leaves no trace in a history]
+        #[arg(long, value_name = "ID")]
+        subject: Option<String>,
+    },
+    /// Take a dataset back: running jobs stop, no new ones start, released adapters are listed
+    Withdraw {
+        /// Name, or the start of a version's digest
+        dataset: String,
+        /// Why, for whoever's jobs stop
+        #[arg(long)]
+        why: String,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct DataAddOptions {
+    /// A file that ends in .jsonl, .ndjson, .txt, .text or .md, or a directory of such files
+    pub(super) source: PathBuf,
+    /// Call it this
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: String,
+    /// Add a version to the dataset of this name; all else stays as it is
+    #[arg(long, conflicts_with_all = ["policy", "croissant", "title", "licence", "language", "purpose",
+        "sensitivity", "steward", "public", "min_subjects", "runs_max"])]
+    pub(super) new_version: bool,
+    /// Who may do what with it (Cedar)
+    #[arg(long, value_name = "P.cedar")]
+    pub(super) policy: Option<PathBuf>,
+    /// Take title, licence and so on from a Croissant file; options given beside it win
+    #[arg(long, value_name = "FILE.json")]
+    pub(super) croissant: Option<PathBuf>,
+    /// What people call it
+    #[arg(long)]
+    pub(super) title: Option<String>,
+    /// What it is, in a few sentences
+    #[arg(long)]
+    pub(super) description: Option<String>,
+    /// The organisation that made it
+    #[arg(long, value_name = "ORGANISATION")]
+    pub(super) creator: Option<String>,
+    /// Where it is described
+    #[arg(long)]
+    pub(super) url: Option<String>,
+    /// Its licence as SPDX writes it, an https address, or LicenseRef-NAME
+    #[arg(long)]
+    pub(super) licence: Option<String>,
+    /// Language and script, e.g. deu_Latn (repeatable)
+    #[arg(long, value_name = "TAG")]
+    pub(super) language: Vec<String>,
+    /// For what it may be used, in the words that jobs use (repeatable)
+    #[arg(long)]
+    pub(super) purpose: Vec<String>,
+    /// open, internal, personal or special
+    #[arg(long)]
+    pub(super) sensitivity: Option<String>,
+    /// Public key of the steward, then of deputies (repeatable)
+    #[arg(long, value_name = "KEY")]
+    pub(super) steward: Vec<PublicKey>,
+    /// Let the federation know of it: title, licence, languages, purposes, sensitivity, number of rows
+    #[arg(long)]
+    pub(super) public: bool,
+    /// Release nothing learnt from fewer distinct subjects
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) min_subjects: u64,
+    /// How many runs each requester may have [default: any number]
+    #[arg(long, value_name = "N")]
+    pub(super) runs_max: Option<u32>,
+    /// Allow files of different formats
+    #[arg(long)]
+    pub(super) mixed: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum ModelsCommand {
     /// Fetch a model: a catalogue name, hf:REPO/FILE@REV, or a file
     Pull {
@@ -270,6 +404,41 @@ pub(super) enum ModelsCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Write a policy from a few questions in plain words
+    New(PolicyNewOptions),
+    /// Say what is wrong with policies, with line numbers
+    Check {
+        /// Policies
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Run a table of expected decisions against a policy
+    Test {
+        /// The table
+        table: PathBuf,
+        /// The policy [default: the table's name with .cedar]
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyNewOptions {
+    /// Write it to this file, which must not exist yet [default: standard output]
+    pub(super) file: Option<PathBuf>,
+    /// Take the answers from a TOML file instead of asking
+    #[arg(long, value_name = "FILE")]
+    pub(super) answers: Option<PathBuf>,
+    /// Begin with what is shipped: open-data, consortium-only, strictly-consented, charter, institution
+    #[arg(long, value_name = "NAME", conflicts_with = "answers")]
+    pub(super) example: Option<String>,
+    /// Language of the questions and of the reasons in the policy: en, de
+    #[arg(long, default_value = "en", value_name = "LANGUAGE")]
+    pub(super) language: String,
+}
+
 #[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Asking {
     /// Model: name, digest or its start [default: the only one that nodes offer]
@@ -296,6 +465,9 @@ pub(super) struct Asking {
     /// Stop at this text (repeatable)
     #[arg(long, value_name = "TEXT")]
     pub(super) stop: Vec<String>,
+    /// Serve this adapter beside the model, by its id
+    #[arg(long, value_name = "ID")]
+    pub(super) adapter: Option<allmend_protocol::ids::Digest>,
     /// Jurisdictions in which it may run, e.g. CH,NO [default: your own institution only]
     #[arg(long, value_delimiter = ',', value_name = "CC,…")]
     pub(super) jurisdiction: Vec<Jurisdiction>,
@@ -336,7 +508,25 @@ pub(super) struct ChatOptions {
 #[derive(Debug, Subcommand)]
 pub(super) enum SubmitCommand {
     /// Inference: a prompt in, an answer out
-    Infer(InferOptions),
+    Infer(Box<InferOptions>),
+    /// Fine-tuning: a dataset where it lives, an adapter out
+    Finetune(FinetuneOptions),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct FinetuneOptions {
+    /// The job, as TOML; --example prints one
+    #[arg(required_unless_present = "example")]
+    pub(super) job: Option<PathBuf>,
+    /// Print a commented job to begin with
+    #[arg(long, conflicts_with_all = ["job", "dry_run", "detach"])]
+    pub(super) example: bool,
+    /// Only estimate time, memory and cost, and say who would have to approve
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print the job's id and do not wait
+    #[arg(long)]
+    pub(super) detach: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -358,6 +548,43 @@ pub(super) struct InferOptions {
     pub(super) dry_run: bool,
     #[command(flatten)]
     pub(super) asking: Asking,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct ApproveOptions {
+    /// The question, or the start of its id
+    pub(super) question: String,
+    /// How many runs it covers
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub(super) runs: u16,
+    /// How long it holds, e.g. 12h, 30d
+    #[arg(long, default_value = "30d", value_name = "TIME", value_parser = super::context::parse_duration)]
+    pub(super) expires: std::time::Duration,
+    /// The agreement that it rests on; its digest is signed
+    #[arg(long, value_name = "FILE")]
+    pub(super) agreement: Option<PathBuf>,
+    /// The ethics document that it rests on; its digest is signed
+    #[arg(long, value_name = "FILE")]
+    pub(super) ethics: Option<PathBuf>,
+    /// Do not ask again before signing
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AdaptersCommand {
+    /// List them
+    Ls,
+    /// Serve an adapter that was released to you: the folder that `allmend result` wrote
+    Add {
+        /// The folder
+        dir: PathBuf,
+    },
+    /// Stop serving one and delete it
+    Rm {
+        /// Its id, or the start of it
+        adapter: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,7 +10,9 @@ use allmend_scheduler::io::Phase;
 use anyhow::Context as _;
 
 use super::context::Context;
+use super::curve::Curve;
 use crate::client::proto::{Answer, Ask, JobEvent};
+use crate::client::report::Report;
 use crate::client::{Answers, Caller};
 use crate::config::Identity;
 use crate::membership::{now, read_charter};
@@ -85,6 +87,7 @@ async fn watch_until_over(
     let terminal = context.terminal;
     let live = !terminal.is_json();
     let mut last_node = None;
+    let mut curve = Curve::new(live);
     loop {
         match answers.next().await? {
             None => anyhow::bail!("the node closed the stream before the job was over"),
@@ -112,6 +115,13 @@ async fn watch_until_over(
                     terminal.stream(&text)?;
                 }
                 seen.text.push_str(&text);
+            }
+            Some(Answer::Event(JobEvent::Progress { attempt, report, tokens, .. })) => {
+                seen.attempts = seen.attempts.max(attempt);
+                seen.tokens = seen.tokens.saturating_add(tokens);
+                if let Some(report) = Report::from_json(&report) {
+                    curve.take(terminal, report, attempt);
+                }
             }
             Some(Answer::Event(JobEvent::Over { phase, why, verdicts })) => {
                 if live && !seen.text.is_empty() {

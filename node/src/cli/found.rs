@@ -16,7 +16,7 @@ use super::args::{InitOptions, InviteOptions, JoinOptions};
 use super::context::{As, Context, Home};
 use crate::client::Caller;
 use crate::client::proto::{Answer, Ask, Joined};
-use crate::config::{Identity, annotated, write_private};
+use crate::config::{Identity, Layout, annotated, create_private_dir, write_private};
 use crate::membership::{now, verify_charter};
 use crate::ui::{Advice, ExitClass};
 
@@ -250,7 +250,27 @@ fn write_config(
     }
     let text = annotated(&chosen);
     write_private(&path, text.as_bytes())
-        .with_context(|| format!("cannot write {}", path.display()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    write_policies(&context.layout)
+}
+
+/// The two policies on datasets to begin with, where there are none: without them nothing is allowed.
+fn write_policies(layout: &Layout) -> anyhow::Result<()> {
+    use allmend_policy::shipped;
+    for (path, text) in [
+        (layout.charter_policy(), shipped::CHARTER),
+        (layout.institution_policy(), shipped::INSTITUTION),
+    ] {
+        if path.exists() {
+            continue;
+        }
+        let write = || format!("cannot write {}", path.display());
+        if let Some(dir) = path.parent() {
+            create_private_dir(dir).with_context(write)?;
+        }
+        write_private(&path, text.as_bytes()).with_context(write)?;
+    }
+    Ok(())
 }
 
 pub(super) async fn invite(
@@ -258,7 +278,11 @@ pub(super) async fn invite(
     options: InviteOptions,
 ) -> anyhow::Result<ExitCode> {
     let caller = context.connect(As::Operator).await?;
-    let ask = Ask::Invite { role: options.role.into(), ttl_seconds: options.expires.as_secs() };
+    let ask = Ask::Invite {
+        role: options.role.into(),
+        ttl_seconds: options.expires.as_secs(),
+        credentials: options.credentials,
+    };
     let Answer::Invitation { envelope } = caller.ask(&ask).await? else {
         bail!("the node's answer is no invitation");
     };

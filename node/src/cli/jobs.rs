@@ -263,12 +263,19 @@ pub(super) async fn result(
     let caller = context.connect(As::Researcher).await?;
     let job = find(&caller, reference).await?;
     let answer = caller.ask(&Ask::Result { job }).await?;
-    caller.close().await;
-    let Answer::Result { phase: _, result } = answer else {
+    let Answer::Result { phase, result } = answer else {
         bail!("the node's answer is no result");
     };
     let plain = result.open(job, identity.sealing()).context("the result cannot be opened")?;
     let document: Value = serde_json::from_slice(&plain).context("the result is damaged")?;
+    if document["reports"].is_array() {
+        let done =
+            super::adapters::result(context, &caller, &identity, job, phase, document, output);
+        let code = done.await?;
+        caller.close().await;
+        return Ok(code);
+    }
+    caller.close().await;
     match output {
         Some(path) => {
             write_private(&path, text(&document, "text").as_bytes())

@@ -3,16 +3,24 @@
 //! Answers go to standard output, everything else to standard error; `--json` on every reading
 //! command; exit codes by class; `error:`, `cause:`, `hint:`.
 
+mod adapters;
 mod args;
 mod audit;
 mod context;
+mod curve;
+mod data;
+mod desk;
 mod doctor;
+mod finetune;
 mod follow;
 mod found;
 mod jobs;
 mod look;
 mod models;
 mod node;
+mod policy;
+mod portable;
+mod stewards;
 mod submit;
 
 use std::process::ExitCode;
@@ -25,6 +33,10 @@ use crate::ui::{Failure, Terminal};
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // A room is sealed before anything else happens in its process.
+    if std::env::args_os().nth(1).is_some_and(|command| command == crate::worker::SEALED_COMMAND) {
+        return crate::worker::train::main();
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => error.exit(),
@@ -41,10 +53,12 @@ pub fn main() -> ExitCode {
     let terminal = Terminal::detect(args.json);
     match run(args, &terminal) {
         Ok(code) => code,
-        Err(error) => terminal.fail(&Failure::from_error_with(
-            &error,
-            &[crate::ui::explainer::<crate::client::CallError>],
-        )),
+        Err(error) => {
+            let mut explainers: Vec<crate::ui::Explainer> =
+                vec![crate::ui::explainer::<crate::client::CallError>];
+            explainers.extend(data::EXPLAINERS);
+            terminal.fail(&Failure::from_error_with(&error, &explainers))
+        }
     }
 }
 
@@ -85,7 +99,9 @@ fn run(args: Args, terminal: &Terminal) -> anyhow::Result<ExitCode> {
             Command::Doctor(options) => doctor::run(&context, &options).await,
             Command::Node(command) => node::control(&context, command).await,
             Command::Models(command) => models::run(&context, command).await,
-            Command::Chat(options) => submit::chat(&context, options).await,
+            Command::Policy(command) => policy::run(&context, command),
+            Command::Data(command) => data::run(&context, command).await,
+            Command::Chat(options) => submit::chat(&context, *options).await,
             Command::Submit(command) => submit::submit(&context, command).await,
             Command::Jobs { limit } => jobs::list(&context, limit).await,
             Command::Show { job, signed } => jobs::show(&context, &job, signed).await,
@@ -93,10 +109,16 @@ fn run(args: Args, terminal: &Terminal) -> anyhow::Result<ExitCode> {
             Command::Watch { job } => jobs::watch(&context, &job).await,
             Command::Cancel { job } => jobs::cancel(&context, &job).await,
             Command::Result { job, output } => jobs::result(&context, &job, output).await,
+            Command::Inbox => stewards::inbox(&context).await,
+            Command::Approve(options) => stewards::approve(&context, options).await,
+            Command::Refuse { question, why } => stewards::refuse(&context, &question, why).await,
+            Command::Recall { adapter, why } => stewards::recall(&context, adapter, why).await,
+            Command::Adapters(command) => adapters::run(&context, command).await,
             Command::Audit(command) => audit::run(&context, command),
-            Command::Completions { .. } | Command::Worker | Command::ProbeGpu { .. } => {
-                Ok(ExitCode::SUCCESS)
-            }
+            Command::Completions { .. }
+            | Command::Worker
+            | Command::Room
+            | Command::ProbeGpu { .. } => Ok(ExitCode::SUCCESS),
         }
     });
     // A download's helper thread may still be winding down; nothing of it matters any more.

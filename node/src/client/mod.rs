@@ -5,5 +5,6 @@
 
 mod connection;
 pub mod proto;
+pub mod report;
 
 pub use connection::{Answers, CallError, Caller};

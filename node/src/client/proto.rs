@@ -2,7 +2,7 @@
 
 use allmend_protocol::bytes::ByteString;
 use allmend_protocol::cert::Role;
-use allmend_protocol::ids::{MessageId, NodeId, ResearcherId};
+use allmend_protocol::ids::{Digest, MessageId, NodeId, ResearcherId};
 use allmend_scheduler::io::Phase;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +69,29 @@ pub enum Ask {
         /// The job.
         job: MessageId,
     },
+    /// What a job's output gate released, sealed to its researcher: parts, then the end of the stream.
+    Artifact {
+        /// The job.
+        job: MessageId,
+    },
+    /// What waits for the caller to decide, as a JSON document.
+    Inbox {},
+    /// An approval or refusal, signed by the caller.
+    Approve {
+        /// Its envelope.
+        approval: ByteString,
+    },
+    /// Steward: take a released adapter back.
+    Recall {
+        /// The adapter's id.
+        adapter: Digest,
+        /// Why.
+        why: String,
+    },
+    /// Adapters that this node serves, as a JSON document.
+    Adapters {},
+    /// Operator: adapters have been added to or removed from disk.
+    AdaptersChanged {},
     /// Where a job like this could run and why not elsewhere, as a JSON document.
     Explain {
         /// An unsigned-for job spec's envelope; nothing is submitted.
@@ -80,6 +103,8 @@ pub enum Ask {
         role: Role,
         /// How long it holds, in seconds.
         ttl_seconds: u64,
+        /// For a researcher: what their certificate is to say of them.
+        credentials: Vec<String>,
     },
     /// Operator: finish what runs, take nothing new.
     Drain {
@@ -106,6 +131,9 @@ pub enum Ask {
     },
     /// Operator: models have been added to or removed from disk.
     ModelsChanged {},
+    /// Operator: datasets have been added, changed, forgotten in part or withdrawn on disk, or policies
+    /// changed.
+    DataChanged {},
 }
 
 /// What a node answers.
@@ -134,6 +162,11 @@ pub enum Answer {
         phase: Phase,
         /// Sealed to the researcher.
         result: SealedResult,
+    },
+    /// A part of what was released.
+    Part {
+        /// The part.
+        bytes: ByteString,
     },
     /// An invitation.
     Invitation {
@@ -182,6 +215,17 @@ pub enum JobEvent {
         id: u32,
         /// Text that has become certain with it.
         text: String,
+    },
+    /// A report from training.
+    Progress {
+        /// The attempt that it is of.
+        attempt: u16,
+        /// Its place among the reports.
+        index: u32,
+        /// Tokens trained on since the report before.
+        tokens: u32,
+        /// What it says, as JSON (specs/finetune.md §5).
+        report: String,
     },
     /// The job is over; nothing follows.
     Over {

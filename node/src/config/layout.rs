@@ -85,6 +85,16 @@ paths! {
     spool_dir = "spool";
     /// Models by digest.
     models_dir = "models";
+    /// Adapters that are served, by id.
+    adapters_dir = "adapters";
+    /// Datasets, their policies and privacy budgets.
+    datasets_dir = "datasets";
+    /// Snapshots and adapters of trainings under way; as private as the data that they come from.
+    training_dir = "datasets/.training";
+    /// The institution's policy on datasets.
+    institution_policy = "policy/institution.cedar";
+    /// The federation's policy on datasets.
+    charter_policy = "policy/charter.cedar";
     /// What only a running daemon needs: its lock, its address.
     run_dir = "run";
     /// Locked while a daemon runs on this directory.

@@ -13,7 +13,8 @@ use super::check::{self, Value, Written};
 use super::error::{ConfigError, Origin, Place, Problem};
 use super::file::{self, FILE_BYTES_MAX, Parsed};
 use super::settings::{
-    Config, Debug, Kind, Limits, LogLevel, SETTINGS, Setting, Storage, Timing, Transport,
+    Config, Debug, Kind, Limits, LogLevel, SETTINGS, Setting, StewardsSettings, Storage, Timing,
+    Transport,
 };
 
 /// Variables with our prefix that are not settings of the file.
@@ -307,7 +308,11 @@ impl Values {
                 prompt: self.count("prices.prompt_microcredits_per_1000"),
                 completion: self.count("prices.completion_microcredits_per_1000"),
             },
-            debug: Debug { tap_dir: self.path("debug.tap_dir") },
+            stewards: StewardsSettings { notify: self.path("stewards.notify") },
+            debug: Debug {
+                tap_dir: self.path("debug.tap_dir"),
+                training_fault: self.text("debug.training_fault"),
+            },
             policy,
         }
     }

@@ -22,6 +22,6 @@ pub use layout::{Layout, LayoutError, write_private};
 pub use load::{Effective, Loaded, Overrides, load};
 pub use print::{annotated, markdown};
 pub use settings::{
-    AddressUse, Config, Debug, Kind, Limits, LogLevel, SETTINGS, Setting, Storage, Timing,
-    Transport,
+    AddressUse, Config, Debug, Kind, Limits, LogLevel, SETTINGS, Setting, StewardsSettings,
+    Storage, Timing, Transport,
 };

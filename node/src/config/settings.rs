@@ -295,12 +295,28 @@ pub const SETTINGS: &[Setting] = &[
         doc: "What this node asks for writing an answer.",
     },
     Setting {
+        key: "stewards.notify",
+        kind: Kind::Path,
+        default: r#""""#,
+        unit: "program",
+        doc: "Started whenever a question waits for a data steward, with the question as JSON on its standard \
+              input: for a mail or a call to a web service. Empty: nobody is told.",
+    },
+    Setting {
         key: "debug.tap_dir",
         kind: Kind::Path,
         default: r#""""#,
         unit: "directory",
         doc: "Write every frame, before encryption, into this directory. For tests only: THE FILES HOLD \
               WHAT THE NETWORK MUST NOT SEE. Empty: off.",
+    },
+    Setting {
+        key: "debug.training_fault",
+        kind: Kind::Text { bytes_max: 32 },
+        default: r#""""#,
+        unit: "",
+        doc: "Make every training fail, to see what follows: not-finite:STEP, loss-times-ten:STEP, hang:STEP \
+              or idle:STEP. For tests only. Empty: off.",
     },
     Setting {
         key: "policy",
@@ -377,6 +393,8 @@ pub struct Config {
     pub timing: Timing,
     /// `[prices]`.
     pub rates: Rates,
+    /// `[stewards]`.
+    pub stewards: StewardsSettings,
     /// `[debug]`.
     pub debug: Debug,
     /// `[policy]`, unchecked: the scheduler crate reads it.
@@ -440,6 +458,15 @@ pub struct Timing {
 pub struct Debug {
     /// Where frames are written before encryption.
     pub tap_dir: Option<PathBuf>,
+    /// Which fault every training is to have.
+    pub training_fault: String,
+}
+
+/// `[stewards]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StewardsSettings {
+    /// Started when a question waits.
+    pub notify: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -24,7 +24,12 @@ const INVITATION_LIFETIME_MAX: u64 = 31 * 86_400;
 
 impl Daemon {
     /// Signs an invitation.
-    pub(super) fn invite(&mut self, role: Role, ttl_seconds: u64) -> anyhow::Result<Answer> {
+    pub(super) fn invite(
+        &mut self,
+        role: Role,
+        ttl_seconds: u64,
+        mut credentials: Vec<String>,
+    ) -> anyhow::Result<Answer> {
         let Some(institution) = &self.local.institution_key else {
             return Ok(no_institution_key());
         };
@@ -34,6 +39,8 @@ impl Daemon {
                 "an invitation holds between a second and 31 days",
             )));
         }
+        credentials.sort();
+        credentials.dedup();
         let at = now();
         let charter = self.core.roster().charter().clone();
         let listening = self.net.listen_addresses();
@@ -42,6 +49,7 @@ impl Daemon {
             signer: institution.public().into(),
             charter: charter.id(),
             role,
+            credentials,
             node: self.local.node,
             bulk: super::start::bulk_addresses(&listening),
             bootstrap: super::start::control_addresses(&listening, self.local.node),
@@ -121,7 +129,7 @@ impl Daemon {
                 .because("each invitation admits one key")
                 .hint("ask whoever invited you for a new one")));
         }
-        let own = self.certify(&request, invitation.role, at)?;
+        let own = self.certify(&request, &invitation, at)?;
         let envelope = |envelope: &Envelope| ByteString(envelope.as_bytes().to_vec());
         Ok(Ok(Joined {
             charter: envelope(self.core.roster().charter().envelope()),
@@ -138,7 +146,7 @@ impl Daemon {
     fn certify(
         &mut self,
         request: &JoinRequest,
-        role: Role,
+        invitation: &Invitation,
         at: Timestamp,
     ) -> anyhow::Result<AnyMessage> {
         let key = self.local.institution_key.as_ref().context("no institution key")?;
@@ -154,7 +162,7 @@ impl Daemon {
             .as_ref()
             .map_or(Timestamp::from_ms(u64::MAX), |cert| cert.expires);
         let (not_before, expires) = (at, at.plus(CERT_LIFETIME).min(own_end));
-        let jurisdiction = request.jurisdiction;
+        let (role, jurisdiction) = (invitation.role, request.jurisdiction);
         let key = key.signing();
         let message: AnyMessage = match role {
             Role::Researcher => {
@@ -165,6 +173,7 @@ impl Daemon {
                     researcher: ResearcherId::from(request.signer),
                     sealing: request.sealing,
                     home: self.local.node,
+                    credentials: invitation.credentials.clone(),
                     serial,
                     not_before,
                     expires,

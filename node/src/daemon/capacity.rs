@@ -10,6 +10,7 @@ use allmend_scheduler::io::{Input, LocalState};
 use anyhow::Context as _;
 
 use super::Daemon;
+use crate::adapters::AdapterStore;
 use crate::config::{Config, Layout};
 use crate::device::Device;
 use crate::membership::now;
@@ -26,6 +27,7 @@ pub(crate) struct Capacity {
     config: Config,
     device: Device,
     store: Store,
+    adapters: AdapterStore,
     addresses: Vec<String>,
     models: BTreeMap<Digest, (ModelHeld, PathBuf)>,
     disk_full: Option<String>,
@@ -45,6 +47,7 @@ impl Capacity {
             config: config.clone(),
             device,
             store,
+            adapters: AdapterStore::new(layout.adapters_dir()),
             addresses,
             models: BTreeMap::new(),
             disk_full: None,
@@ -56,6 +59,11 @@ impl Capacity {
     /// The models' store.
     pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Adapters that are served.
+    pub(crate) fn adapters(&self) -> &AdapterStore {
+        &self.adapters
     }
 
     /// How many jobs run at once.
@@ -118,19 +126,27 @@ impl Capacity {
         self.models.values().map(|(held, _)| held)
     }
 
+    /// Licences of the models, as their files say.
+    pub(crate) fn licences(&self) -> impl Iterator<Item = (Digest, String)> {
+        let models = self.store.list().map_or(Vec::new(), |listing| listing.models);
+        models.into_iter().filter_map(|m| Some((m.meta.digest, m.meta.header.licence.clone()?)))
+    }
+
     /// Why the disk can take nothing new, if so.
     pub(crate) fn disk_full(&self) -> Option<&str> {
         self.disk_full.as_deref()
     }
 
     /// As the core wants it.
-    pub(crate) fn state(&self, draining: Option<String>) -> LocalState {
+    fn state(&self, draining: Option<String>) -> LocalState {
         LocalState {
             devices: self.device.advertised(&self.config.limits),
             slots_total: self.slots(),
             models: self.models().cloned().collect(),
             fetchable: Vec::new(),
             datasets: Vec::new(),
+            datasets_public: Vec::new(),
+            adapters: self.adapters.list().into_keys().collect(),
             rates: self.config.rates,
             draining,
             disk_full: self.disk_full.clone(),
@@ -151,6 +167,12 @@ fn memory_mib(header: &crate::models::Header, context_tokens: u32) -> u64 {
 }
 
 impl Daemon {
+    /// What this node can do and holds now.
+    pub(super) fn local_state(&self) -> LocalState {
+        let (datasets, datasets_public) = self.stewards.datasets();
+        LocalState { datasets, datasets_public, ..self.capacity.state(self.draining.clone()) }
+    }
+
     /// Has workers load the models most likely asked for: those used last.
     pub(super) fn warm_models(&self) {
         if self.capacity.slots() == 0 {
@@ -169,7 +191,7 @@ impl Daemon {
     pub(super) async fn set_draining(&mut self, why: Option<String>) -> anyhow::Result<()> {
         tracing::info!(draining = why.is_some(), "drain");
         self.draining = why;
-        let state = self.capacity.state(self.draining.clone());
+        let state = self.local_state();
         self.step(vec![Input::Local(state)]).await
     }
 
@@ -199,7 +221,7 @@ impl Daemon {
             }
             Err(error) => tracing::warn!(%error, "disk not surveyed"),
         }
-        inputs.push(Input::Local(self.capacity.state(self.draining.clone())));
+        inputs.push(Input::Local(self.local_state()));
         self.journal.publish().await?;
         // Outputs of jobs long over are read from the spool again when asked for.
         let core = &self.core;

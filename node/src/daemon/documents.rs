@@ -20,7 +20,7 @@ const JOBS_MAX: usize = 1_000;
 /// The most journal records of one job that are listed.
 const LOGS_MAX: usize = 1_000;
 
-fn document(value: &Value) -> Answer {
+pub(super) fn document(value: &Value) -> Answer {
     Answer::Document { json: value.to_string() }
 }
 
@@ -47,7 +47,7 @@ impl Daemon {
         words
     }
 
-    fn institution_name(&self, key: allmend_protocol::ids::InstitutionId) -> String {
+    pub(super) fn institution_name(&self, key: allmend_protocol::ids::InstitutionId) -> String {
         self.core
             .roster()
             .institutions()
@@ -210,7 +210,9 @@ impl Daemon {
 
     pub(super) fn show_document(&self, job: MessageId, signed: bool) -> Answer {
         let (Some(view), Some(spec)) = (self.core.job(job), self.core.job_spec(job)) else {
-            return super::serve::no_such_job();
+            // Another home's job that has asked for data here.
+            let decided = self.decisions_document(job);
+            return decided.as_ref().map_or_else(super::serve::no_such_job, document);
         };
         let mut shown = json!({
             "job": job,
@@ -238,6 +240,10 @@ impl Daemon {
             "spec": serde_json::to_value(spec.body()).unwrap_or(Value::Null),
             "result_kept": self.spool.result(job).is_ok_and(|result| result.is_some()),
         });
+        let decisions = self.stewards.decisions(job);
+        if !decisions.is_empty() {
+            shown["decisions"] = json!(decisions);
+        }
         if signed {
             let messages: Vec<Value> = self
                 .records_of(job)
@@ -254,6 +260,23 @@ impl Daemon {
             shown["signed"] = Value::Array(messages);
         }
         document(&shown)
+    }
+
+    /// Adapters that this node serves.
+    pub(super) fn adapters_document(&self) -> Answer {
+        let adapters = self.capacity.adapters().list();
+        document(&Value::Array(
+            adapters
+                .iter()
+                .map(|(id, about)| json!({ "adapter": id, "model": about.model, "report": about.report }))
+                .collect(),
+        ))
+    }
+
+    /// Why policies said what they said last of a job that wants this node's data; for the operator.
+    pub(super) fn decisions_document(&self, job: MessageId) -> Option<Value> {
+        let decisions = self.stewards.decisions(job);
+        (!decisions.is_empty()).then(|| json!({ "job": job, "decisions": decisions }))
     }
 
     /// A job's journal: what was signed by whom and when, in the order in which it became durable.
@@ -280,7 +303,10 @@ impl Daemon {
         Ok(document(&Value::Array(rows)))
     }
 
-    fn records_of(&self, job: MessageId) -> Vec<(Option<u64>, Option<AnyMessage>, Option<String>)> {
+    pub(super) fn records_of(
+        &self,
+        job: MessageId,
+    ) -> Vec<(Option<u64>, Option<AnyMessage>, Option<String>)> {
         let index = self.journal.index();
         let found = index.scan(&job_prefix(job), None, LOGS_MAX).unwrap_or_default();
         let federation = self.local.federation;

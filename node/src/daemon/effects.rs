@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use allmend_protocol::bundle::Bundle;
 use allmend_protocol::bytes::ByteString;
+use allmend_protocol::finetune::WORK_FINETUNE;
 use allmend_protocol::ids::{MessageId, NodeId};
 use allmend_protocol::message::AnyMessage;
 use allmend_protocol::receipt::{Outcome, Usage};
@@ -14,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::output::JobOutput;
 use super::stream::{HomeStream, Open};
 use super::{Daemon, Event, TAKEN};
+use crate::client::report::Report;
 use crate::journal::{Priority, Record};
+use crate::membership::now;
 use crate::seal::{ContentKey, SealedResult};
 
 /// Records in one append: with the largest leaves this stays below what the journal takes at once.
@@ -78,6 +81,11 @@ impl Daemon {
             }
             Effect::StartWork(work) => self.start_work(work),
             Effect::StopWork { lease, outcome } => self.running.stop(lease, outcome),
+            Effect::WorkContracted { lease, contract } => {
+                self.stewards.contracted(&contract);
+                self.running.contracted(lease, contract);
+            }
+            Effect::WorkGated { lease, report } => self.running.gated(lease, report),
             Effect::WorkSettled { lease } => self.running.settled(lease),
             Effect::OpenStream { job, attempt, node, lease } => {
                 if let Err(error) = self.open_stream(job, attempt, node, lease) {
@@ -126,24 +134,35 @@ impl Daemon {
 
     fn start_work(&self, work: Work) {
         match self.capacity.model_path(work.job.model) {
-            Some(path) => self.running.start(work, path),
+            Some(path) => {
+                // Without an entry in the roster no job has come this far; and if one did, it may not
+                // take this node's own place for its researcher's.
+                let asker = self.core.roster().institution_at(now(), work.cert.signer);
+                match asker.map(|asker| asker.jurisdiction) {
+                    Ok(jurisdiction) => self.running.start(work, path, jurisdiction),
+                    Err(error) => self.cannot_start(&work, error.to_string()),
+                }
+            }
             None => {
-                let event = WorkEvent::Ended {
-                    outcome: Outcome::Failed {
-                        permanent: false,
-                        why: "the model is no longer on this node's disk".to_owned(),
-                    },
-                    usage: Usage::default(),
-                    output: None,
-                    model_licence: None,
-                };
-                let input = Input::Work { lease: work.lease.id(), event };
-                let events = self.events.clone();
-                tokio::spawn(async move {
-                    let _ = events.send(Event::Input(Box::new(input))).await;
-                });
+                let why = "the model is no longer on this node's disk".to_owned();
+                self.cannot_start(&work, why);
             }
         }
+    }
+
+    /// Says of a lease that nothing can be done under it.
+    fn cannot_start(&self, work: &Work, why: String) {
+        let event = WorkEvent::Ended {
+            outcome: Outcome::Failed { permanent: false, why },
+            usage: Usage::default(),
+            output: None,
+            model_licence: None,
+        };
+        let input = Input::Work { lease: work.lease.id(), event };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let _ = events.send(Event::Input(Box::new(input))).await;
+        });
     }
 
     fn open_stream(
@@ -211,7 +230,9 @@ impl Daemon {
         } else {
             let key = self.content_key(job)?;
             let (file, tokens) = self.spool.output(job, &key)?;
-            JobOutput::new(tokens, Some(file))
+            let training =
+                self.core.job_spec(job).is_some_and(|spec| spec.work.kind == WORK_FINETUNE);
+            JobOutput::of(training, tokens, Some(file))
         };
         self.outputs.insert(job, Arc::clone(&output));
         Ok(output)
@@ -262,13 +283,19 @@ impl Daemon {
         }
         let spec = self.core.job_spec(job).context("unknown job")?;
         let cert = self.core.job_cert(job).context("no certificate of the researcher")?;
-        let result = serde_json::json!({
-            "job": job,
-            "phase": phase,
-            "model": spec.model,
-            "text": output.text(),
-            "tokens": output.token_ids().len(),
-        });
+        let result = if spec.work.kind == WORK_FINETUNE {
+            let reports = output.reports();
+            let curve: Vec<_> = reports.iter().filter_map(|text| Report::from_json(text)).collect();
+            serde_json::json!({ "job": job, "phase": phase, "model": spec.model, "reports": curve })
+        } else {
+            serde_json::json!({
+                "job": job,
+                "phase": phase,
+                "model": spec.model,
+                "text": output.text(),
+                "tokens": output.token_ids().len(),
+            })
+        };
         let sealed = SealedResult::seal(&cert.sealing, job, &serde_json::to_vec(&result)?)?;
         self.spool.put_result(job, &sealed)?;
         Ok(())

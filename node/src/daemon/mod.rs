@@ -12,8 +12,10 @@ mod register;
 mod running;
 mod serve;
 mod start;
+mod steward;
 mod stream;
 mod tap;
+mod training;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use allmend_protocol::bundle::Bundle;
 use allmend_protocol::envelope::Envelope;
-use allmend_protocol::ids::{FederationId, InstitutionId, MessageId, NodeId, PublicKey};
+use allmend_protocol::ids::{Digest, FederationId, InstitutionId, MessageId, NodeId, PublicKey};
 use allmend_protocol::message::AnyMessage;
 use allmend_scheduler::core::Core;
 use allmend_scheduler::io::{Effect, Input, TICK_EVERY};
@@ -37,6 +39,7 @@ use crate::journal::Journal;
 use crate::membership::{Membership, now};
 use crate::net::{BulkStream, NetEvent, NetHandle};
 use crate::spool::Spool;
+use crate::stewards::Stewardship;
 
 pub use self::start::{DaemonInfo, RunOptions, run};
 
@@ -83,6 +86,10 @@ pub(crate) enum Event {
         payload: Option<Vec<u8>>,
         reply: oneshot::Sender<Response>,
     },
+    /// Rows that a job had brought have been deleted.
+    Deleted { deleted: allmend_data::Deleted, input: Digest },
+    /// Adapters have been released or recalled.
+    AdaptersChanged,
     /// Home's stream of an attempt has ended.
     StreamOver { job: MessageId, attempt: u16 },
     /// The daemon is to stop.
@@ -93,6 +100,8 @@ pub(crate) enum Event {
 pub(crate) enum Response {
     /// One answer, and the stream ends.
     Answer(Answer),
+    /// A file, in parts.
+    Parts(std::fs::File),
     /// An answer, then events of a job.
     Follow { first: Option<Answer>, output: Arc<JobOutput>, from: u32 },
     /// Something that takes its time and needs nothing of the loop.
@@ -110,6 +119,7 @@ pub(crate) struct Daemon {
     clients: Arc<serve::KnownClients>,
     spool: Spool,
     running: Running,
+    stewards: Arc<Stewardship>,
     capacity: capacity::Capacity,
     events: mpsc::Sender<Event>,
     outputs: BTreeMap<MessageId, Arc<JobOutput>>,
@@ -135,7 +145,7 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(Duration::from_millis(TICK_EVERY.as_ms()));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut inputs = vec![Input::Started, Input::Local(self.capacity.state(None))];
+        let mut inputs = vec![Input::Started, Input::Local(self.local_state())];
         loop {
             self.step(std::mem::take(&mut inputs)).await?;
             if self.stopping.is_some() && self.core.live_leases_count() == 0 {
@@ -207,6 +217,11 @@ impl Daemon {
             NetEvent::Request { from, bytes, reply } => match self.unpack(from, &bytes) {
                 Ok(input) => {
                     let _ = reply.send(vec![TAKEN]);
+                    if let Input::Message { from, message, attached } = &input
+                        && self.hear_recall(*from, message, attached).await?
+                    {
+                        return Ok(());
+                    }
                     self.take_message(input, inputs);
                 }
                 Err(why) => {
@@ -261,6 +276,8 @@ impl Daemon {
                 let response = self.answer(caller, *ask, payload).await?;
                 let _ = reply.send(response);
             }
+            Event::Deleted { deleted, input } => self.note_deletion(&deleted, input).await?,
+            Event::AdaptersChanged => inputs.push(Input::Local(self.local_state())),
             Event::StreamOver { job, attempt } => {
                 self.streams.remove(&(job, attempt));
                 if let Some((_, input)) = self.held.remove(&(job, attempt)) {
@@ -274,7 +291,7 @@ impl Daemon {
                 }
                 self.stopping.get_or_insert_with(Instant::now);
                 self.draining.get_or_insert_with(|| "the node is stopping".to_owned());
-                inputs.push(Input::Local(self.capacity.state(self.draining.clone())));
+                inputs.push(Input::Local(self.local_state()));
             }
         }
         Ok(())

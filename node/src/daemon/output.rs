@@ -13,6 +13,8 @@ use crate::spool::{OutputFile, OutputToken};
 /// One job's output and phase, shared between its stream and its watchers.
 #[derive(Debug)]
 pub(crate) struct JobOutput {
+    /// Whether it consists of reports from training, each with the tokens trained on since the last.
+    training: bool,
     state: Mutex<State>,
     /// Counts changes; watchers wait on it.
     changes: watch::Sender<u64>,
@@ -47,7 +49,17 @@ pub(crate) struct Cursor {
 impl JobOutput {
     /// Output that begins with what is at rest already.
     pub(crate) fn new(tokens: Vec<OutputToken>, file: Option<OutputFile>) -> Arc<JobOutput> {
+        JobOutput::of(false, tokens, file)
+    }
+
+    /// As [`JobOutput::new`], for reports from training when `training`.
+    pub(crate) fn of(
+        training: bool,
+        tokens: Vec<OutputToken>,
+        file: Option<OutputFile>,
+    ) -> Arc<JobOutput> {
         Arc::new(JobOutput {
+            training,
             state: Mutex::new(State { tokens, file, ..State::default() }),
             changes: watch::Sender::new(0),
         })
@@ -82,12 +94,19 @@ impl JobOutput {
         self.with(|state| state.tokens.iter().map(|token| token.id).collect())
     }
 
-    /// How many tokens `attempt` has written.
+    /// How many tokens `attempt` has written or trained on.
     pub(crate) fn written_by(&self, attempt: u16) -> u32 {
         self.with(|state| {
-            let written = state.tokens.iter().filter(|token| token.attempt == attempt).count();
-            u32::try_from(written).unwrap_or(u32::MAX)
+            let written = state.tokens.iter().filter(|token| token.attempt == attempt);
+            written.fold(0, |sum: u32, token| {
+                sum.saturating_add(if self.training { token.id } else { 1 })
+            })
         })
+    }
+
+    /// What each report from training says, in order.
+    pub(crate) fn reports(&self) -> Vec<String> {
+        self.with(|state| state.tokens.iter().map(|token| token.text.clone()).collect())
     }
 
     /// How many tokens there are before the first of `attempt` or a later one.
@@ -161,11 +180,13 @@ impl JobOutput {
             cursor.phases = state.phases.len();
             let from = cursor.tokens.min(state.tokens.len());
             for (offset, token) in state.tokens[from..].iter().enumerate() {
-                events.push(JobEvent::Token {
-                    attempt: token.attempt,
-                    index: u32::try_from(from + offset).unwrap_or(u32::MAX),
-                    id: token.id,
-                    text: token.text.clone(),
+                let (attempt, index) =
+                    (token.attempt, u32::try_from(from + offset).unwrap_or(u32::MAX));
+                let (id, text) = (token.id, token.text.clone());
+                events.push(if self.training {
+                    JobEvent::Progress { attempt, index, tokens: id, report: text }
+                } else {
+                    JobEvent::Token { attempt, index, id, text }
                 });
             }
             cursor.tokens = cursor.tokens.max(state.tokens.len());

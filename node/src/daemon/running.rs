@@ -6,17 +6,24 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use allmend_protocol::bytes::ByteString;
 use allmend_protocol::encoding;
+use allmend_protocol::envelope::Verified;
+use allmend_protocol::finetune::{FinetuneInput, Task as JobTask, WORK_FINETUNE};
 use allmend_protocol::ids::{Digest, MessageId, NodeId};
 use allmend_protocol::job::{InferInput, InferWork};
 use allmend_protocol::receipt::{Outcome, Usage};
+use allmend_protocol::stewardship::{Contract, GateReport};
 use allmend_protocol::time::DurationMs;
+use allmend_protocol::units::Jurisdiction;
 use allmend_scheduler::io::{Input, Work, WorkEvent};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::stream::{Open, STREAM_FRAME_BYTES_MAX, Said, TOKEN_FRAME_BYTES_MAX};
+use super::training::TrainingPlace;
 use super::{Event, Local};
+use crate::adapters::AdapterStore;
 use crate::models::{Pin, Store};
 use crate::net::BulkStream;
 use crate::seal::ContentKey;
@@ -33,7 +40,12 @@ const PROGRESS_EVERY: u32 = 4;
 /// only a machine in trouble falls so far behind, and then the run is cancelled, not its worker.
 const RUN_EVENTS_MAX: usize = 1_024;
 /// The largest plaintext of an input, as decoded from the sealed bytes.
-const INPUT_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(super) const INPUT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Bytes of one part of an output, with room for its frame.
+const PART_BYTES: usize = TOKEN_FRAME_BYTES_MAX - 1_024;
+/// How long workers that are busy being told things are left alone before they are told again.
+const FORGET_AGAIN: Duration = Duration::from_millis(50);
 
 /// Every lease this node works under or has just ended.
 #[derive(Debug)]
@@ -42,17 +54,26 @@ pub(crate) struct Running {
     store: Store,
     pool: Pool,
     events: mpsc::Sender<Event>,
+    training: Arc<TrainingPlace>,
     leases: Arc<Mutex<BTreeMap<MessageId, Arc<Attempt>>>>,
 }
 
 /// One attempt on this node.
 #[derive(Debug)]
-struct Attempt {
-    work: Work,
-    path: PathBuf,
+pub(super) struct Attempt {
+    pub(super) work: Work,
+    /// The model's file.
+    pub(super) path: PathBuf,
+    /// Where the researcher's institution is.
+    pub(super) jurisdiction: Jurisdiction,
+    adapters: AdapterStore,
     state: Mutex<State>,
     changes: watch::Sender<u64>,
-    cancel: CancellationToken,
+    pub(super) cancel: CancellationToken,
+    /// The contract, once it is durable.
+    pub(super) contracts: watch::Sender<Option<Verified<Contract>>>,
+    /// What the output gate decided, once it is durable.
+    pub(super) reports: watch::Sender<Option<Verified<GateReport>>>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +83,8 @@ struct State {
     /// The answer, until home has all of it. However slowly home reads, nobody else waits for it; what
     /// is kept is bounded by the job's `max_tokens`, and thereby by `limits.context_tokens_max`.
     tokens: Vec<(u32, String)>,
+    /// What the output gate released, sealed to the researcher.
+    released: Option<Arc<Vec<u8>>>,
     /// Tokens of prompt and forced ones that have been computed, and how many there are.
     prefilled: Option<(u32, u32)>,
     ended: bool,
@@ -74,8 +97,9 @@ impl Running {
         store: Store,
         pool: Pool,
         events: mpsc::Sender<Event>,
+        training: Arc<TrainingPlace>,
     ) -> Running {
-        Running { local, store, pool, events, leases: Arc::default() }
+        Running { local, store, pool, events, training, leases: Arc::default() }
     }
 
     /// Has a worker load `model` before anybody asks for it.
@@ -100,15 +124,56 @@ impl Running {
         lock(&self.leases).get(&lease)?.with(|state| state.prefilled)
     }
 
+    /// The contract of a lease is durable.
+    pub(crate) fn contracted(&self, lease: MessageId, contract: Verified<Contract>) {
+        if let Some(attempt) = lock(&self.leases).get(&lease) {
+            attempt.contracts.send_replace(Some(contract));
+        }
+    }
+
+    /// What the gate decided on a lease's output is durable.
+    pub(crate) fn gated(&self, lease: MessageId, report: Verified<GateReport>) {
+        if let Some(attempt) = lock(&self.leases).get(&lease) {
+            attempt.reports.send_replace(Some(report));
+        }
+    }
+
+    /// Stops every run that uses an adapter, and has no worker serve it any more.
+    pub(crate) fn forget(&self, adapter: Digest) {
+        for attempt in lock(&self.leases).values() {
+            let uses = InferWork::from_work(&attempt.work.job.work)
+                .is_ok_and(|work| work.adapter == Some(adapter));
+            if uses {
+                let why = "the adapter was recalled by its steward".to_owned();
+                attempt
+                    .with(|state| state.stop_as = Some(Outcome::Failed { permanent: true, why }));
+                attempt.cancel.cancel();
+            }
+        }
+        // A full queue means that every worker is about to be told something; none must miss this.
+        let pool = self.pool.clone();
+        tokio::spawn(async move {
+            let mut task = Task::Forget { adapter };
+            while let Err(back) = pool.give(task) {
+                task = back;
+                tokio::time::sleep(FORGET_AGAIN).await;
+            }
+        });
+    }
+
     /// Expects home's stream for this lease.
-    pub(crate) fn start(&self, work: Work, path: PathBuf) {
+    pub(crate) fn start(&self, work: Work, path: PathBuf, jurisdiction: Jurisdiction) {
         let lease = work.lease.id();
         let attempt = Arc::new(Attempt {
             work,
             path,
+            jurisdiction,
+            adapters: AdapterStore::new(self.local.layout.adapters_dir()),
             state: Mutex::default(),
             changes: watch::Sender::new(0),
             cancel: CancellationToken::new(),
+            contracts: watch::Sender::new(None),
+            reports: watch::Sender::new(None),
         });
         lock(&self.leases).insert(lease, Arc::clone(&attempt));
         let events = self.events.clone();
@@ -169,6 +234,7 @@ impl Running {
         let leases = Arc::clone(&self.leases);
         let (local, events) = (Arc::clone(&self.local), self.events.clone());
         let (pool, store) = (self.pool.clone(), self.store.clone());
+        let training = Arc::clone(&self.training);
         tokio::spawn(async move {
             let Ok(Some(bytes)) = stream.read_frame(STREAM_FRAME_BYTES_MAX).await else { return };
             let open = match encoding::decode::<Open>(&bytes, STREAM_FRAME_BYTES_MAX) {
@@ -185,15 +251,23 @@ impl Running {
             let first = attempt.with(|state| !std::mem::replace(&mut state.opened, true));
             if first {
                 match attempt.input(&local, &open) {
-                    Ok((work, input)) => {
+                    Ok(input) => {
                         attempt.with(|state| {
                             state.base = u32::try_from(open.forced.len()).unwrap_or(u32::MAX);
                         });
                         let salt = open.salt.0;
                         let forced = open.forced;
                         let attempt = Arc::clone(&attempt);
-                        let job = Job { work, input, forced, salt };
-                        tokio::spawn(run(attempt, store, pool, events, job));
+                        match input {
+                            TaskInput::Infer(work, input) => {
+                                let job = Job { work, input, forced, salt };
+                                tokio::spawn(run(attempt, store, pool, events, job));
+                            }
+                            TaskInput::Finetune(input) => {
+                                let salt = salt.as_slice().try_into().unwrap_or_default();
+                                tokio::spawn(super::training::run(attempt, training, input, salt));
+                            }
+                        }
                     }
                     Err(why) => {
                         let ended = WorkEvent::Ended {
@@ -215,15 +289,22 @@ impl Running {
 
 impl Attempt {
     /// Opens and checks the input against the job that the researcher signed.
-    fn input(&self, local: &Local, open: &Open) -> Result<(InferWork, InferInput), String> {
+    fn input(&self, local: &Local, open: &Open) -> Result<TaskInput, String> {
         let job = &self.work.job;
-        let work = InferWork::from_work(&job.work).map_err(|error| error.to_string())?;
+        let work = JobTask::from_work(&job.work).map_err(|error| error.to_string())?;
         let salt = <[u8; 32]>::try_from(open.salt.0.as_slice())
             .map_err(|_| "the salt has not 32 bytes".to_owned())?;
         if Digest::salted(&salt, &open.sealed.0) != job.input.digest {
             return Err("the input is not the one that the researcher signed".to_owned());
         }
-        if open.forced.len() > work.max_tokens as usize {
+        // Reports of training come at most once per step, besides a few for what is not a step.
+        let most = match &work {
+            JobTask::Infer(work) => u64::from(work.max_tokens),
+            JobTask::Finetune(work) => {
+                u64::from(work.steps).saturating_mul(u64::from(job.attempts)) * 4 + 1_024
+            }
+        };
+        if open.forced.len() as u64 > most {
             return Err("more forced tokens than the job may have".to_owned());
         }
         if open.wrap.node != local.node {
@@ -231,11 +312,33 @@ impl Attempt {
         }
         let key = ContentKey::unwrap(&open.wrap, local.identity.sealing())
             .map_err(|error| error.to_string())?;
+        let work = match work {
+            JobTask::Infer(work) => work,
+            JobTask::Finetune(_) => {
+                return super::training::open_input(&key, &open.sealed.0).map(TaskInput::Finetune);
+            }
+        };
         let plain = key.open_input(&open.sealed.0).map_err(|error| error.to_string())?;
         // The decoder's own words could quote the input: say only that it failed.
         let input = encoding::decode(&plain, INPUT_BYTES_MAX)
             .map_err(|_| "the input is not an inference input".to_owned())?;
-        Ok((work, input))
+        Ok(TaskInput::Infer(work, input))
+    }
+
+    /// With which outcome it is to end, if somebody has said so.
+    pub(super) fn stop_as(&self) -> Option<Outcome> {
+        self.with(|state| state.stop_as.clone())
+    }
+
+    /// Adds a report from training.
+    pub(super) fn push(&self, tokens: u32, report: String) {
+        self.with(|state| state.tokens.push((tokens, report)));
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// What the output gate released, sealed to the researcher; goes out before the end.
+    pub(super) fn release(&self, sealed: Vec<u8>) {
+        self.with(|state| state.released = Some(Arc::new(sealed)));
     }
 
     async fn send_tokens(
@@ -244,6 +347,7 @@ impl Attempt {
         stream: &mut BulkStream,
     ) -> Result<(), crate::net::NetError> {
         let mut next = from;
+        let training = self.work.job.work.kind == WORK_FINETUNE;
         let mut changes = self.changes.subscribe();
         loop {
             let (fresh, ended) = self.with(|state| {
@@ -253,11 +357,16 @@ impl Attempt {
                 (fresh, state.ended)
             });
             for (id, text) in fresh {
-                let said = Said::Token { index: next, id, text };
+                let said = if training {
+                    Said::Progress { index: next, tokens: id, report: text }
+                } else {
+                    Said::Token { index: next, id, text }
+                };
                 stream.write_frame(&encoding::encode(&said), TOKEN_FRAME_BYTES_MAX).await?;
                 next = next.saturating_add(1);
             }
             if ended {
+                self.send_released(stream).await?;
                 stream.write_frame(&encoding::encode(&Said::End {}), TOKEN_FRAME_BYTES_MAX).await?;
                 return stream.finish().await;
             }
@@ -267,7 +376,19 @@ impl Attempt {
         }
     }
 
-    fn finish(&self) {
+    async fn send_released(&self, stream: &mut BulkStream) -> Result<(), crate::net::NetError> {
+        let Some(released) = self.with(|state| state.released.clone()) else { return Ok(()) };
+        let total = released.len() as u64;
+        let mut offset = 0u64;
+        for part in released.chunks(PART_BYTES) {
+            let said = Said::Output { offset, total, bytes: ByteString(part.to_vec()) };
+            stream.write_frame(&encoding::encode(&said), TOKEN_FRAME_BYTES_MAX).await?;
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&self) {
         self.with(|state| state.ended = true);
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -275,6 +396,12 @@ impl Attempt {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// What was asked, with what it reads.
+enum TaskInput {
+    Infer(InferWork, InferInput),
+    Finetune(FinetuneInput),
 }
 
 /// What a worker is given.
@@ -303,6 +430,7 @@ async fn run(
     job: Job,
 ) {
     let Job { work, input, forced, salt } = job;
+    let adapter = work.adapter.map(|id| attempt.adapters.path(id));
     let lease = attempt.work.lease.id();
     let forced_tokens = forced.len() as u64;
     let mut ids = forced.clone();
@@ -315,6 +443,7 @@ async fn run(
         input,
         forced,
         researcher: attempt.work.job.signer,
+        adapter,
         events: sender,
         cancel: attempt.cancel.clone(),
     }));

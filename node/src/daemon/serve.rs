@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{PoisonError, RwLock};
 
+use allmend_protocol::bytes::ByteString;
 use allmend_protocol::encoding;
 use allmend_protocol::envelope::Signed;
 use allmend_protocol::ids::{Digest, MessageId, PublicKey, ResearcherId};
@@ -33,6 +34,8 @@ impl KnownClients {
     }
 }
 
+/// Bytes of one part of an output on its way to the client.
+const PART_BYTES: usize = 1 << 20;
 /// What a sealed input has more than its plaintext, generously.
 const SEALING_OVERHEAD: u64 = 64 * 1024;
 
@@ -81,6 +84,7 @@ async fn exchange(
             let answer = answer.await;
             last(stream, &answer).await
         }
+        Ok(Response::Parts(file)) => parts(stream, file).await,
         Ok(Response::Follow { first, output, from }) => {
             if let Some(first) = first {
                 say(stream, &first).await?;
@@ -103,6 +107,26 @@ async fn follow(stream: &mut BulkStream, output: &JobOutput, from: u32) -> Resul
         }
         if over {
             return stream.finish().await;
+        }
+    }
+}
+
+/// Sends a file in parts; what cannot be read ends the stream, which the client notices.
+async fn parts(stream: &mut BulkStream, file: std::fs::File) -> Result<(), NetError> {
+    use tokio::io::AsyncReadExt as _;
+    let mut file = tokio::fs::File::from_std(file);
+    let mut buffer = vec![0; PART_BYTES];
+    loop {
+        match file.read(&mut buffer).await {
+            Ok(0) => return last(stream, &Answer::Done {}).await,
+            Ok(read) => {
+                let bytes = ByteString(buffer[..read].to_vec());
+                say(stream, &Answer::Part { bytes }).await?;
+            }
+            Err(error) => {
+                let problem = Problem::new(ProblemClass::Internal, "the output cannot be read");
+                return last(stream, &Answer::Refused(problem.because(error))).await;
+            }
         }
     }
 }
@@ -183,6 +207,15 @@ impl Daemon {
                 Ok(()) => self.result(*job)?,
                 Err(answer) => answer,
             },
+            (Ask::Artifact { job }, _) => match self.owned(role, *job) {
+                Ok(()) => return self.artifact(*job),
+                Err(answer) => answer,
+            },
+            (Ask::Inbox {}, Caller::Operator) => self.inbox_document(None),
+            (Ask::Inbox {}, Caller::Researcher(_)) => self.inbox_document(Some(caller)),
+            (Ask::Approve { approval }, _) => self.approve(caller, &approval.0).await?,
+            (Ask::Recall { adapter, why }, _) => self.recall(caller, *adapter, why.clone()).await?,
+            (Ask::Adapters {}, _) => self.adapters_document(),
             (Ask::Cancel { cancel }, Caller::Researcher(_)) => {
                 self.cancel(caller, &cancel.0).await?
             }
@@ -201,7 +234,9 @@ impl Daemon {
 
     async fn operate(&mut self, ask: Ask) -> anyhow::Result<Response> {
         let answer = match ask {
-            Ask::Invite { role, ttl_seconds } => self.invite(role, ttl_seconds)?,
+            Ask::Invite { role, ttl_seconds, credentials } => {
+                self.invite(role, ttl_seconds, credentials)?
+            }
             Ask::Drain { why } => {
                 self.set_draining(Some(why)).await?;
                 Answer::Done {}
@@ -217,9 +252,20 @@ impl Daemon {
             Ask::Reach {} => return self.reach().await,
             Ask::Members {} => self.members_document(),
             Ask::Erase { researcher } => self.erase(researcher).await?,
+            Ask::DataChanged {} => {
+                self.stewards.reload()?;
+                let state = self.local_state();
+                self.step(vec![Input::Local(state)]).await?;
+                Answer::Done {}
+            }
+            Ask::AdaptersChanged {} => {
+                let state = self.local_state();
+                self.step(vec![Input::Local(state)]).await?;
+                Answer::Done {}
+            }
             Ask::ModelsChanged {} => {
                 self.capacity.look_for_models();
-                let state = self.capacity.state(self.draining.clone());
+                let state = self.local_state();
                 self.step(vec![Input::Local(state)]).await?;
                 self.warm_models();
                 Answer::Done {}
@@ -362,6 +408,17 @@ impl Daemon {
         })
     }
 
+    /// What the gate released, part by part.
+    fn artifact(&self, job: MessageId) -> anyhow::Result<Response> {
+        let Some(file) = self.spool.artifact(job)? else {
+            return Ok(Response::Answer(Answer::Refused(
+                Problem::new(ProblemClass::NotFound, "this job has released nothing that is kept")
+                    .hint(format!("see how it ended: allmend show {}", job.short())),
+            )));
+        };
+        Ok(Response::Parts(file))
+    }
+
     /// A job's output, for watching. One that is over is told from its record.
     fn watched(&mut self, job: MessageId) -> anyhow::Result<std::sync::Arc<JobOutput>> {
         let output = self.output(job)?;
@@ -401,6 +458,9 @@ impl Daemon {
     }
 
     fn visible(&self, role: Caller, job: MessageId) -> Result<(), Answer> {
+        if role == Caller::Operator && !self.stewards.decisions(job).is_empty() {
+            return Ok(());
+        }
         let spec = self.core.job_spec(job).ok_or_else(no_such_job)?;
         match role {
             Caller::Operator => Ok(()),

@@ -8,6 +8,7 @@ use std::time::Instant;
 use allmend_protocol::envelope::Envelope;
 use allmend_protocol::ids::{Digest, InstitutionId, NodeId};
 use allmend_protocol::message::{AnyMessage, Versions};
+use allmend_room::{EmptyRoom, Strength};
 use allmend_scheduler::core::Core;
 use allmend_scheduler::io::{Entry, Record as CoreRecord};
 use allmend_scheduler::policy::OperatorPolicy;
@@ -22,6 +23,7 @@ use super::index::ByJob;
 use super::register::Register;
 use super::running::Running;
 use super::serve::KnownClients;
+use super::training::TrainingPlace;
 use super::{Daemon, EVENTS_MAX, Event, Local, tap};
 use crate::config::{Config, Identity, Layout, write_private};
 use crate::device::Device;
@@ -29,8 +31,10 @@ use crate::journal::{Journal, JournalOptions, Record, Replay};
 use crate::membership::Membership;
 use crate::net::{Admitted, Gossip, ListenAddresses, Members, Net, NetOptions, peer_of};
 use crate::spool::Spool;
+use crate::stewards::Stewardship;
 use crate::ui::{Advice, ExitClass};
 use crate::worker::Pool;
+use crate::worker::train::pipe::Fault;
 
 /// How to run a node.
 #[derive(Debug)]
@@ -136,9 +140,20 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     }
     let entries = entries(recovered.records, membership.as_ref())?;
     let device = Device::probe(layout.root());
+    let room = room_here(program.clone()).await;
+    let stewards = {
+        let leaves = entries.iter().filter_map(|entry| match entry {
+            Entry::Leaf(message) => Some(message),
+            Entry::Private(_) => None,
+        });
+        let here = (node, institution, cert.jurisdiction);
+        let notify = config.stewards.notify.clone();
+        Arc::new(Stewardship::open(&layout, here, room, notify, leaves)?)
+    };
     let settings = Settings {
         policy,
         versions,
+        stewards: Some(Arc::clone(&stewards) as Arc<dyn allmend_scheduler::stewards::Stewards>),
         numerics: device.numerics().to_owned(),
         limits: allmend_scheduler::settings::Limits {
             jobs_open_max: config.limits.jobs_open_max as usize,
@@ -193,7 +208,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         device,
         control_addresses(&net.listen_addresses(), node),
     )?;
-    let pool = Pool::new(capacity.pool_options(program));
+    let pool_options = capacity.pool_options(program.clone());
+    let (threads, memory_mib) = (pool_options.threads, pool_options.memory_mib);
+    let pool = Pool::new(pool_options);
+    capacity.licences().for_each(|(model, licence)| stewards.learn_licence(model, licence));
     let listening = net.listen_addresses();
     let local = Arc::new(Local {
         node,
@@ -205,7 +223,20 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         layout,
         started: Instant::now(),
     });
-    let running = Running::new(Arc::clone(&local), capacity.store().clone(), pool, events.clone());
+    let fault = Fault::parse(&local.config.debug.training_fault)
+        .map_err(|why| Advice::new(ExitClass::Config, format!("debug.training_fault: {why}")))?;
+    let training = Arc::new(TrainingPlace {
+        store: capacity.store().clone(),
+        stewards: Arc::clone(&stewards),
+        adapters: capacity.adapters().clone(),
+        program,
+        threads,
+        memory_mib,
+        fault,
+        events: events.clone(),
+    });
+    let running =
+        Running::new(Arc::clone(&local), capacity.store().clone(), pool, events.clone(), training);
     let found = DaemonInfo {
         pid: std::process::id(),
         node,
@@ -221,6 +252,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         clients,
         spool: Spool::new(local.layout.spool_dir()),
         running,
+        stewards,
         capacity,
         events: events.clone(),
         outputs: BTreeMap::new(),
@@ -244,6 +276,34 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let ended = daemon.run(net_events, event_queue).await;
     let _ = std::fs::remove_file(&path);
     ended
+}
+
+/// The class of rooms that this machine builds: one is built and thrown away. Where none can be, no
+/// dataset whose policy asks for one is opened here.
+async fn room_here(program: std::path::PathBuf) -> Strength {
+    let built = tokio::task::spawn_blocking(move || {
+        let mut command = std::process::Command::new(program);
+        command.arg(crate::worker::SEALED_COMMAND);
+        let spec = allmend_room::Spec { least: Strength::Process, ..Default::default() };
+        EmptyRoom::build(&mut command, &spec).map(|room| {
+            let lacking = room.facts().lacking(Strength::Sealed);
+            (room.strength(), lacking)
+        })
+    });
+    match built.await {
+        Ok(Ok((strength, lacking))) => {
+            tracing::info!(room = %strength, lacking = lacking.len(), "rooms for training");
+            for what in lacking {
+                tracing::warn!(room = %strength, %what, "the room is not sealed");
+            }
+            strength
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "no room for training can be built");
+            Strength::Process
+        }
+        Err(_) => Strength::Process,
+    }
 }
 
 impl Daemon {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::output::JobOutput;
 use super::{Event, Local};
 use crate::net::{BulkStream, NetError, NetHandle};
-use crate::spool::OutputToken;
+use crate::spool::{ARTIFACT_BYTES_MAX, OutputToken, Spool};
 
 /// The largest frame: a sealed input at its limit and forced token ids.
 pub(crate) const STREAM_FRAME_BYTES_MAX: usize = 72 * 1024 * 1024;
@@ -58,6 +58,25 @@ pub(crate) enum Said {
         id: u32,
         /// Text that has become certain with it.
         text: String,
+    },
+    /// A report from training.
+    Progress {
+        /// Its place among the reports, over all attempts.
+        index: u32,
+        /// Tokens trained on since the report before.
+        tokens: u32,
+        /// What it says, as JSON (specs/finetune.md §5).
+        report: String,
+    },
+    /// A part of what the output gate released, sealed to the researcher. The parts come in order and
+    /// without gaps, after all reports.
+    Output {
+        /// Bytes before this part.
+        offset: u64,
+        /// Bytes in all.
+        total: u64,
+        /// The part.
+        bytes: ByteString,
     },
     /// Nothing follows; the receipt says how it ended.
     End {},
@@ -132,6 +151,7 @@ impl HomeStream {
         };
         self.open.from = u32::try_from(self.output.token_ids().len()).unwrap_or(u32::MAX);
         stream.write_frame(&encoding::encode(&self.open), STREAM_FRAME_BYTES_MAX).await?;
+        let mut artifact = Artifact::default();
         while let Some(bytes) = stream.read_frame(TOKEN_FRAME_BYTES_MAX).await? {
             match encoding::decode::<Said>(&bytes, TOKEN_FRAME_BYTES_MAX) {
                 Ok(Said::Token { index, id, text }) => {
@@ -144,7 +164,23 @@ impl HomeStream {
                         self.count(count).await;
                     }
                 }
+                Ok(Said::Progress { index, tokens, report }) => {
+                    let report = OutputToken { attempt: self.attempt, id: tokens, text: report };
+                    if !self.output.push(index, report) {
+                        return Ok(false);
+                    }
+                    self.count(self.output.written_by(self.attempt)).await;
+                }
+                Ok(Said::Output { offset, total, bytes }) => {
+                    if !artifact.take(offset, total, &bytes.0) {
+                        tracing::warn!(node = %self.node.short(), "not a part of an output");
+                        return Ok(false);
+                    }
+                }
                 Ok(Said::End {}) => {
+                    if let Some(sealed) = artifact.whole() {
+                        self.keep(sealed);
+                    }
                     return Ok(true);
                 }
                 Ok(Said::No { why }) => {
@@ -160,8 +196,63 @@ impl HomeStream {
         Ok(false)
     }
 
+    /// Keeps what was released until the researcher fetches it. It is sealed to them: home reads nothing.
+    fn keep(&self, sealed: &[u8]) {
+        let spool = Spool::new(self.local.layout.spool_dir());
+        if let Err(error) = spool.put_artifact(self.job, sealed) {
+            tracing::warn!(job = %self.job.short(), %error, "the job's output is not kept");
+        }
+    }
+
     async fn count(&self, tokens: u32) {
         let input = Input::Streamed { job: self.job, attempt: self.attempt, tokens };
         let _ = self.events.send(Event::Input(Box::new(input))).await;
+    }
+}
+
+/// A released output, part by part.
+#[derive(Debug, Default)]
+struct Artifact {
+    bytes: Vec<u8>,
+    total: Option<u64>,
+}
+
+impl Artifact {
+    /// Takes the next part; says false for one that does not follow.
+    fn take(&mut self, offset: u64, total: u64, bytes: &[u8]) -> bool {
+        let fits = total <= ARTIFACT_BYTES_MAX
+            && self.total.is_none_or(|known| known == total)
+            && offset == self.bytes.len() as u64
+            && offset.saturating_add(bytes.len() as u64) <= total;
+        if fits {
+            self.total = Some(total);
+            self.bytes.extend_from_slice(bytes);
+        }
+        fits
+    }
+
+    /// All of it, when it is there.
+    fn whole(&self) -> Option<&[u8]> {
+        (self.total? == self.bytes.len() as u64).then_some(&self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_is_whole_or_nothing() {
+        let mut artifact = Artifact::default();
+        assert!(artifact.whole().is_none());
+        assert!(artifact.take(0, 5, b"abc") && artifact.whole().is_none());
+        for (offset, total, bytes) in
+            [(0, 5, &b"abc"[..]), (4, 5, b"e"), (3, 6, b"d"), (3, 5, b"def")]
+        {
+            assert!(!artifact.take(offset, total, bytes), "{offset} {total}");
+        }
+        assert!(artifact.take(3, 5, b"de"));
+        assert_eq!(artifact.whole(), Some(&b"abcde"[..]));
+        assert!(!Artifact::default().take(0, ARTIFACT_BYTES_MAX + 1, b""), "too large");
     }
 }

@@ -8,6 +8,10 @@ pub mod pipe;
 mod pool;
 mod request;
 mod serve;
+pub mod train;
 
 pub use self::pool::{Pool, PoolOptions, Run, RunEvent, Task, WorkerView};
 pub use self::serve::main;
+
+/// The hidden command that becomes a training room.
+pub const SEALED_COMMAND: &str = "room";

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
 use allmend_protocol::encoding;
-use allmend_protocol::ids::ResearcherId;
+use allmend_protocol::ids::{Digest, ResearcherId};
 use allmend_protocol::job::{InferInput, InferWork};
 use serde::{Deserialize, Serialize};
 
@@ -40,13 +40,20 @@ pub enum ToWorker {
         /// Names it in every frame about it; never used twice.
         run: u64,
         /// What to do.
-        work: InferWork,
+        work: Box<InferWork>,
         /// What to read.
         input: InferInput,
         /// Token ids that earlier attempts have emitted.
         forced: Vec<u32>,
         /// Whose it is: what was computed for a prompt may serve the same researcher's next one.
         researcher: ResearcherId,
+        /// The folder of the adapter that the work names, if it names one.
+        adapter: Option<PathBuf>,
+    },
+    /// Forget an adapter; runs that are under way keep it until they end.
+    Forget {
+        /// Its id.
+        adapter: Digest,
     },
     /// Stop a run at the next step; its end follows. Nothing happens if it has ended.
     Cancel {

@@ -35,6 +35,7 @@ pub(super) fn request(
         forced,
         clock: i64::try_from(work.clock.as_ms() / 1_000).unwrap_or(i64::MAX),
         researcher: Some(*researcher.as_bytes()),
+        adapter: work.adapter.map(|adapter| *adapter.as_bytes()),
         ..Request::new(input, work.max_tokens)
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -120,15 +121,24 @@ impl<W: Write> Serving<W> {
                 write_frame(&mut self.out, &said)?;
                 self.out.flush()
             }
-            ToWorker::Run { run, work, input, forced, researcher } => {
+            ToWorker::Run { run, work, input, forced, researcher, adapter } => {
                 let request = request(&work, input, forced, researcher);
-                match self.admit(request, work.prompt_tokens_max) {
+                let admitted = self
+                    .load_adapter(&request, adapter)
+                    .and_then(|()| self.admit(request, work.prompt_tokens_max));
+                match admitted {
                     Ok(ticket) => {
                         self.runs.insert(ticket, Active { run, on_device: Duration::ZERO });
                         Ok(())
                     }
                     Err(ended) => write_frame(&mut self.out, &FromWorker::Ended { run, ended }),
                 }
+            }
+            ToWorker::Forget { adapter } => {
+                if let Some(engine) = &mut self.engine {
+                    engine.unload_adapter(adapter.as_bytes());
+                }
+                Ok(())
             }
             ToWorker::Cancel { run } => {
                 let ticket = self.runs.iter().find(|(_, active)| active.run == run);
@@ -137,6 +147,16 @@ impl<W: Write> Serving<W> {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Has the adapter at hand that a request names.
+    fn load_adapter(&mut self, request: &Request, folder: Option<PathBuf>) -> Result<(), Ended> {
+        match (&mut self.engine, request.adapter, folder) {
+            (Some(engine), Some(digest), Some(folder)) => {
+                engine.load_adapter(digest, &folder).map_err(|error| failed(&error))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -156,6 +156,7 @@ pub(crate) fn run(
             seed: 7,
             clock: Timestamp::from_ms(0),
             prompt_tokens_max: 100,
+            adapter: None,
         },
         input: InferInput {
             messages: Vec::new(),
@@ -163,6 +164,7 @@ pub(crate) fn run(
             stop: Vec::new(),
         },
         forced: Vec::new(),
+        adapter: None,
         researcher: ResearcherId::from_bytes([slot as u8; 32]),
         events,
         cancel: CancellationToken::new(),

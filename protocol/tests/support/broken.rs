@@ -1,5 +1,7 @@
 //! Bodies that break one rule of their own page in `specs/`, each named by the field at fault.
 
+pub(crate) mod data;
+
 use allmend_protocol::bytes::ByteString;
 use allmend_protocol::cert::Role;
 use allmend_protocol::charter::Charter;
@@ -58,6 +60,7 @@ pub(crate) fn all() -> Vec<Broken> {
     answers(&mut list);
     attempts(&mut list);
     accounts(&mut list);
+    data::stewardship(&mut list);
     list.0
 }
 
@@ -127,7 +130,21 @@ fn membership(list: &mut List) {
         c.researcher = PublicKey::from_bytes(WEAK_KEY).into();
     });
 
+    let cert = samples::certified_researcher;
+    list.add("credentials not sorted", "credentials", cert(), |c| c.credentials.reverse());
+    list.add("credential named twice", "credentials", cert(), |c| {
+        c.credentials[1] = c.credentials[0].clone();
+    });
+    list.add("credential without a name", "credentials", cert(), |c| c.credentials[0].clear());
+    list.add("credential of 65 bytes", "credentials", cert(), |c| c.credentials[1] = long(65));
+    list.add("17 credentials", "credentials", cert(), |c| {
+        c.credentials = (b'a'..).take(17).map(|letter| char::from(letter).to_string()).collect();
+    });
+
     let invitation = || samples::invitation(Role::Institution);
+    list.add("an institution with credentials", "credentials", invitation(), |i| {
+        i.credentials = vec!["ethics-training".to_owned()];
+    });
     list.add("expires when it begins", "expires", invitation(), |i| i.expires = i.not_before);
     list.add("no address to ask", "bulk", invitation(), |i| i.bulk.clear());
     list.add("17 addresses", "bulk", invitation(), |i| i.bulk = vec!["a:1".to_owned(); 17]);
@@ -151,6 +168,13 @@ fn adverts(list: &mut List) {
     list.add("model listed twice", "models", advert(), |a| a.models[1] = a.models[0].clone());
     list.add("dataset listed twice", "datasets", advert(), |a| {
         a.datasets = vec![a.datasets[0]; 2];
+    });
+    list.add("adapters not sorted", "adapters", advert(), |a| {
+        a.adapters = vec![samples::digest("adapter"), samples::digest("other adapter")];
+        a.adapters.sort_unstable_by(|a, b| b.cmp(a));
+    });
+    list.add("adapter listed twice", "adapters", advert(), |a| {
+        a.adapters = vec![a.adapters[0]; 2];
     });
     list.add("17 addresses", "addresses", advert(), |a| a.addresses = vec!["/a".to_owned(); 17]);
     let versions = |json: &str| serde_json::from_str(json).unwrap();

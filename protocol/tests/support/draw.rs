@@ -1,6 +1,8 @@
 //! Arbitrary valid bodies of every kind, drawn from one number so that a failing case is one
 //! number too. Each field takes its smallest and largest values more often than others.
 
+mod data;
+
 use allmend_protocol::advert::{
     AdvertOrder, CapacityAdvert, DeviceCapacity, DeviceKind, ModelHeld,
 };
@@ -241,6 +243,12 @@ impl Draw {
             Kind::Receipt => self.receipt().into(),
             Kind::Settlement => self.settlement().into(),
             Kind::LogSuccession => self.succession().into(),
+            Kind::Approval => self.approval().into(),
+            Kind::Contract => self.contract().into(),
+            Kind::GateReport => self.gate_report().into(),
+            Kind::Recall => self.recall().into(),
+            Kind::RecallAnswer => self.recall_answer().into(),
+            Kind::Deletion => self.deletion().into(),
         }
     }
 
@@ -330,6 +338,7 @@ impl Draw {
                 researcher: subject.into(),
                 sealing,
                 home: self.node(),
+                credentials: self.set(16, |d| d.text(63) + "x"),
                 serial,
                 not_before,
                 expires,
@@ -342,11 +351,17 @@ impl Draw {
         let (not_before, expires) = self.rising();
         let mut bulk = self.list(15, |d| d.text(256));
         bulk.push(self.text(256));
+        let role = self.one_of(&[Role::Researcher, Role::Node, Role::Institution]);
+        let mut credentials = self.set(16, |d| d.text(63) + "x");
+        if role != Role::Researcher {
+            credentials.clear();
+        }
         Invitation {
             federation: self.federation(),
             signer: signer().into(),
             charter: self.message(),
-            role: self.one_of(&[Role::Researcher, Role::Node, Role::Institution]),
+            role,
+            credentials,
             node: self.node(),
             bulk,
             bootstrap: self.list(16, |d| d.text(256)),
@@ -422,6 +437,7 @@ impl Draw {
             models,
             fetches_models: self.flag(),
             datasets: self.set(64, Draw::digest),
+            adapters: self.set(64, Draw::digest),
             rates: self.rates(),
             draining: self.flag(),
             addresses: self.list(16, |d| d.text(256)),
@@ -441,16 +457,17 @@ impl Draw {
             seed: self.u64(),
             clock: self.time(),
             prompt_tokens_max: self.u32(),
+            adapter: self.maybe(Draw::digest),
         }
     }
 
     fn job(&mut self) -> JobSpec {
         let issued = self.between(0, u64::MAX - 1);
         let latest = issued.saturating_add(30 * 86_400_000);
-        let work = if self.flag() {
-            self.infer_work().to_work()
-        } else {
-            Work { kind: self.text(32), bytes: self.bytes(8 * 1024) }
+        let work = match self.below(3) {
+            0 => self.infer_work().to_work(),
+            1 => self.finetune_work().to_work(),
+            _ => Work { kind: self.text(32), bytes: self.bytes(8 * 1024) },
         };
         let institution = |d: &mut Draw| InstitutionId::from_bytes(d.array());
         JobSpec {

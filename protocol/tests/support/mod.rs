@@ -99,6 +99,12 @@ macro_rules! for_body {
             Receipt($b) => $then,
             Settlement($b) => $then,
             LogSuccession($b) => $then,
+            Approval($b) => $then,
+            Contract($b) => $then,
+            GateReport($b) => $then,
+            Recall($b) => $then,
+            RecallAnswer($b) => $then,
+            Deletion($b) => $then,
         }
     }};
 }

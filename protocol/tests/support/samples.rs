@@ -1,5 +1,7 @@
 //! Good messages: every kind and version, with as little and as much as it may carry.
 
+mod data;
+
 use std::sync::LazyLock;
 
 use allmend_protocol::advert::{
@@ -23,8 +25,11 @@ use allmend_protocol::log_succession::LogSuccession;
 use allmend_protocol::message::{Body, Message, Versions};
 use allmend_protocol::offer::{Offer, Pending, Probe, Reason, ReasonClass, Refusal, RefusalV1};
 use allmend_protocol::receipt::{Energy, JobOutcome, Outcome, Receipt, Settlement, Share, Usage};
+use allmend_protocol::stewardship::{RecallAnswer, RecallDone};
 use allmend_protocol::time::{DurationMs, Timestamp};
 use allmend_protocol::units::{Credits, Decimal, Jurisdiction, Rates};
+
+pub(crate) use data::*;
 
 use super::{Sample, key, public};
 
@@ -159,10 +164,19 @@ pub(crate) fn researcher_cert() -> ResearcherCert {
         researcher: ResearcherId::from_bytes(public(RESEARCHER)),
         sealing: sealing(RESEARCHER),
         home: node(ALP_NODE),
+        credentials: Vec::new(),
         serial: 3,
         not_before: at(0),
         expires: at(90 * DAY_MS),
     }
+}
+
+fn credentials() -> Vec<String> {
+    vec!["clinical-data".to_owned(), "ethics-training".to_owned()]
+}
+
+pub(crate) fn certified_researcher() -> ResearcherCert {
+    ResearcherCert { credentials: credentials(), serial: 3, ..researcher_cert() }
 }
 
 pub(crate) fn invitation(role: Role) -> Invitation {
@@ -171,6 +185,7 @@ pub(crate) fn invitation(role: Role) -> Invitation {
         signer: institution(ALP),
         charter: charter(),
         role,
+        credentials: Vec::new(),
         node: node(ALP_NODE),
         bulk: vec!["alp.example:7702".to_owned()],
         bootstrap: vec!["/dns4/alp.example/udp/7701/quic-v1".to_owned()],
@@ -226,6 +241,7 @@ pub(crate) fn advert() -> CapacityAdvert {
         models,
         fetches_models: true,
         datasets: vec![digest("dataset")],
+        adapters: vec![digest("adapter")],
         rates: Rates { prompt: 100, completion: 400 },
         draining: false,
         addresses: vec!["/dns4/nord.example/udp/7701/quic-v1".to_owned()],
@@ -243,6 +259,7 @@ pub(crate) fn empty_advert() -> CapacityAdvert {
         models: Vec::new(),
         fetches_models: false,
         datasets: Vec::new(),
+        adapters: Vec::new(),
         draining: true,
         addresses: Vec::new(),
         ..advert()
@@ -258,6 +275,7 @@ pub(crate) fn infer_work() -> InferWork {
         seed: 7,
         clock: at(20_000),
         prompt_tokens_max: 512,
+        adapter: None,
     }
 }
 
@@ -507,7 +525,7 @@ pub(crate) fn receipt() -> Receipt {
 pub(crate) fn full_receipt() -> Receipt {
     let mut receipt = Receipt {
         outcome: Outcome::Failed { permanent: true, why: "the context is full".to_owned() },
-        contract: Some(id_of(&pending())),
+        contract: Some(id_of(&contract())),
         ..receipt()
     };
     receipt.usage.forced_tokens = 31;
@@ -597,10 +615,15 @@ pub(crate) fn all() -> Vec<Sample> {
         sample("admitted by a member", institution_cert()),
         sample("a node", node_cert(NORD_NODE)),
         sample("a researcher", researcher_cert()),
+        sample("a researcher with credentials", certified_researcher()),
         sample("for an institution", invitation(Role::Institution)),
         sample(
             "for a researcher, without bootstrap addresses",
             Invitation { bootstrap: Vec::new(), ..invitation(Role::Researcher) },
+        ),
+        sample(
+            "for a researcher with credentials",
+            Invitation { credentials: credentials(), ..invitation(Role::Researcher) },
         ),
         sample("as a researcher", join_request(Role::Researcher)),
         sample("as an institution", join_request(Role::Institution)),
@@ -608,6 +631,9 @@ pub(crate) fn all() -> Vec<Sample> {
         sample("a node with everything", advert()),
         sample("at home, nothing optional", job()),
         sample("everything optional", full_job()),
+        sample("inference with an adapter", JobSpec { work: adapter_work().to_work(), ..job() }),
+        sample("fine-tuning where the dataset is", finetune_job()),
+        sample("fine-tuning with differential privacy, on two datasets", private_job()),
         sample("for every project", delegation()),
         sample(
             "for one project",
@@ -643,6 +669,18 @@ pub(crate) fn all() -> Vec<Sample> {
         sample("nothing to pay", empty_settlement()),
         sample("two shares", settlement()),
         sample("a new epoch", succession()),
+        sample("a yes to a run", approval()),
+        sample("a no", refused_approval()),
+        sample("a yes to an output, everything optional", output_approval()),
+        sample("on the job's own rows", own_rows_contract()),
+        sample("on a dataset", contract()),
+        sample("with a privacy budget", private_contract()),
+        sample("stopped", stopped_report()),
+        sample("released", gate_report()),
+        sample("consent withdrawn", recall()),
+        sample("held, and deleted", recall_answer()),
+        sample("not held", RecallAnswer { done: RecallDone::NotHeld, ..recall_answer() }),
+        sample("a job's own rows", deletion()),
     ];
     charters.into_iter().chain(others).collect()
 }

@@ -235,6 +235,12 @@ impl<'a> Maker<'a> {
             item.insert(optional, Item::Null);
             wrong.push(("null for an absent field", Some(item.to_bytes())));
         }
+        let list = self.absent_field().filter(|field| ["adapters", "credentials"].contains(field));
+        if let Some(list) = list {
+            let mut item = self.item();
+            item.insert(list, Item::List(Vec::new()));
+            wrong.push(("empty list for an absent field", Some(item.to_bytes())));
+        }
         let mut list: Vec<Bad> = wrong
             .iter()
             .filter_map(|(name, body)| Some(self.body(name, "malformed", body.as_ref()?)))
@@ -262,6 +268,11 @@ impl<'a> Maker<'a> {
             (Kind::Grant, _) => Some("governance"),
             (Kind::Cancel, _) => Some("attempt"),
             (Kind::Receipt, _) => Some("contract"),
+            (Kind::CapacityAdvert, _) => Some("adapters"),
+            (Kind::ResearcherCert | Kind::Invitation, _) => Some("credentials"),
+            (Kind::Approval, _) => Some("ethics"),
+            (Kind::Contract, _) => Some("privacy"),
+            (Kind::GateReport, _) => Some("released"),
             _ => None,
         }
     }

@@ -11,6 +11,7 @@ mod splice;
 #[path = "../support/mod.rs"]
 mod support;
 mod tables;
+mod work;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ fn generated() -> BTreeMap<String, String> {
         files.insert(format!("{}.json", vectors.kind), vectors.to_text());
     }
     files.extend(tables::files());
+    files.insert("finetune.json".to_owned(), work::file().to_text());
     files
 }
 
@@ -47,5 +49,6 @@ fn files_are_what_this_release_writes() {
 #[test]
 fn files_stay_small() {
     let bytes: usize = generated().values().map(String::len).sum();
-    assert!(bytes < 400 * 1024, "{bytes} bytes");
+    // Some 15 KiB for each kind of message, most of it bad ones.
+    assert!(bytes < 512 * 1024, "{bytes} bytes");
 }

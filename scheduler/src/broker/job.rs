@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::envelope::Verified;
+use allmend_protocol::finetune::Task;
 use allmend_protocol::grant::{Assign, Grant};
 use allmend_protocol::ids::{InstitutionId, MessageId, NodeId};
-use allmend_protocol::job::{InferWork, JobSpec};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::lease::Lease;
 use allmend_protocol::offer::Offer;
 use allmend_protocol::time::{DurationMs, Timestamp};
@@ -23,7 +24,7 @@ pub struct Job {
     pub(crate) number: u64,
     pub(crate) spec: Verified<JobSpec>,
     pub(crate) cert: Verified<ResearcherCert>,
-    pub(crate) infer: InferWork,
+    pub(crate) task: Task,
     pub(crate) grant: Option<Verified<Grant>>,
     pub(crate) attempts: BTreeMap<u16, Attempt>,
     pub(crate) next_attempt: u16,
@@ -102,13 +103,13 @@ impl Job {
         number: u64,
         spec: Verified<JobSpec>,
         cert: Verified<ResearcherCert>,
-        infer: InferWork,
+        task: Task,
     ) -> Job {
         Job {
             number,
             spec,
             cert,
-            infer,
+            task,
             grant: None,
             attempts: BTreeMap::new(),
             next_attempt: 1,
@@ -171,7 +172,7 @@ impl Job {
     pub(super) fn needs(&self, budget: Credits) -> Needs<'_> {
         Needs {
             spec: &self.spec,
-            infer: &self.infer,
+            task: &self.task,
             institution: self.institution(),
             budget,
             deadline: self.deadline(),
@@ -185,7 +186,7 @@ impl Job {
             .map(|(n, a)| (*n, a.assign.id(), a.lease.as_ref().map(Verified::id), a.over.clone()))
             .collect();
         (
-            (self.number, self.spec.id(), self.cert.id(), self.infer.clone()),
+            (self.number, self.spec.id(), self.cert.id(), self.task.clone()),
             self.grant.as_ref().map(Verified::id),
             (attempts, self.next_attempt),
             self.over.clone(),

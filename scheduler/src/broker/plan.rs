@@ -13,7 +13,7 @@ use super::job::{Attempt, Job, Stage};
 use super::promised::Promised;
 use super::{BACKOFF_MAX, BACKOFF_MIN, Broker};
 use crate::ctx::Ctx;
-use crate::filter::{Has, Needs, may_pass, price_max, unfit};
+use crate::filter::{Datasets, Has, Needs, may_pass, price_max, unfit};
 use crate::io::{Considered, Effect, JobOutcomeRecord};
 use crate::ledger::Ledger;
 use crate::score::score;
@@ -48,6 +48,10 @@ pub(crate) fn survey(
         } else {
             let mut has = Has::advertised(&known.advert, cert.signer, cert.jurisdiction);
             has.slots_free = promised.left(*node, has.slots_free);
+            // What this node holds it need not advertise to itself.
+            if *node == ctx.me.node {
+                has.datasets = Datasets::All(&ctx.local.datasets);
+            }
             let mut reasons = unfit(ctx.now, needs, &has);
             if reasons.is_empty() && !ctx.view.is_reachable(ctx.now, *node) {
                 let text = "the node could not be reached";
@@ -167,7 +171,7 @@ impl Broker {
                 };
                 let grant = ctx.sign(body);
                 ctx.leaf(grant.clone(), false);
-                ledger.open(grant.clone(), job.infer.prompt_tokens_max);
+                ledger.open(grant.clone(), job.task.prompt_tokens_max());
                 job.grant = Some(grant.clone());
                 grant
             }
@@ -351,7 +355,7 @@ impl Job {
     pub(super) fn affords(&self, ledger: &Ledger, offer: &Offer) -> bool {
         let spent = self.grant.as_ref().map(|grant| ledger.spent(grant.id()));
         let budget = self.spec.cap.less(spent.unwrap_or_default());
-        price_max(offer.rates, &self.infer).is_some_and(|price| price <= budget)
+        price_max(offer.rates, &self.task).is_some_and(|price| price <= budget)
     }
 }
 

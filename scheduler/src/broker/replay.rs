@@ -2,9 +2,10 @@
 
 use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::envelope::Verified;
+use allmend_protocol::finetune::Task;
 use allmend_protocol::grant::{Assign, Grant};
 use allmend_protocol::ids::MessageId;
-use allmend_protocol::job::{InferWork, JobSpec};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::lease::Lease;
 use allmend_protocol::time::{DurationMs, Timestamp};
 
@@ -31,15 +32,15 @@ impl Broker {
         }
         let cert = self.certs.get(&spec.certificate).cloned();
         let cert = cert.ok_or(RecoverError::Missing { what: "certificate", of: id })?;
-        let infer = InferWork::from_work(&spec.work)
+        let task = Task::from_work(&spec.work)
             .map_err(|_| RecoverError::Missing { what: "readable work", of: id })?;
-        self.enter(remembered_max, ledger, spec, cert, infer);
+        self.enter(remembered_max, ledger, spec, cert, task);
         Ok(())
     }
 
     pub(crate) fn replay_grant(&mut self, ledger: &mut Ledger, grant: Verified<Grant>) {
         if let Some(job) = self.jobs.get_mut(&grant.job) {
-            ledger.open(grant.clone(), job.infer.prompt_tokens_max);
+            ledger.open(grant.clone(), job.task.prompt_tokens_max());
             job.grant = Some(grant);
         }
     }

@@ -30,8 +30,10 @@ impl Core {
             models.sort_by_key(|held| held.digest);
             models.dedup_by_key(|held| held.digest);
         }
-        local.datasets.sort_unstable();
-        local.datasets.dedup();
+        for list in [&mut local.datasets, &mut local.datasets_public, &mut local.adapters] {
+            list.sort_unstable();
+            list.dedup();
+        }
         local.addresses.retain(|address| {
             address.len() <= ADDRESS_BYTES_MAX && !address.chars().any(char::is_control)
         });
@@ -88,7 +90,8 @@ impl Core {
             queue_ms: DurationMs::default(),
             models: local.models.iter().take(ADVERT_LIST_MAX).cloned().collect(),
             fetches_models: !local.fetchable.is_empty(),
-            datasets: local.datasets.iter().take(ADVERT_LIST_MAX).copied().collect(),
+            datasets: local.datasets_public.iter().take(ADVERT_LIST_MAX).copied().collect(),
+            adapters: local.adapters.iter().take(ADVERT_LIST_MAX).copied().collect(),
             rates: local.rates,
             draining: self.is_closed(),
             addresses: local.addresses.clone(),

@@ -109,6 +109,9 @@ impl Core {
                 self.book.replay_lease(assigned, lease, self.roster.skew())?;
             }
             AnyMessage::Receipt(receipt) => self.book.replay_receipt(receipt),
+            AnyMessage::Contract(contract) => {
+                self.book.replay_contract(contract.lease, contract.id());
+            }
             _ => {}
         }
         Ok(())

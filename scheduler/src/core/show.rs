@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use allmend_protocol::advert::CapacityAdvert;
 use allmend_protocol::envelope::Verified;
+use allmend_protocol::finetune::Task;
 use allmend_protocol::grant::Grant;
 use allmend_protocol::ids::{InstitutionId, MessageId, NodeId};
-use allmend_protocol::job::{InferWork, JobSpec};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::offer::{Reason, ReasonClass};
 use allmend_protocol::time::{DurationMs, Timestamp};
 use allmend_protocol::units::Jurisdiction;
@@ -138,8 +139,8 @@ impl Core {
         now: Timestamp,
         spec: &JobSpec,
     ) -> Vec<(NodeId, Result<i64, Vec<Reason>>)> {
-        let infer = match InferWork::from_work(&spec.work) {
-            Ok(infer) => infer,
+        let task = match Task::from_work(&spec.work) {
+            Ok(task) => task,
             Err(error) => {
                 let text = format!("work not understood: {error}");
                 let no = vec![Reason::new(ReasonClass::Version, text)];
@@ -148,7 +149,7 @@ impl Core {
         };
         let needs = Needs {
             spec,
-            infer: &infer,
+            task: &task,
             institution: self.identity.institution,
             budget: spec.cap,
             deadline: spec.deadline,

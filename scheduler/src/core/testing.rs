@@ -103,6 +103,7 @@ pub(crate) fn federation(institutions: u8) -> Federation {
         researcher: ResearcherId::from_bytes(public(&key(200))),
         sealing: SealingKey::from_bytes([200; 32]),
         home: node_id(101),
+        credentials: Vec::new(),
         serial: 2,
         not_before: START.minus(DurationMs::from_secs(60)),
         expires: at(86_400_000),
@@ -186,6 +187,7 @@ pub(crate) fn infer_work() -> InferWork {
         seed: 1,
         clock: START,
         prompt_tokens_max: 50,
+        adapter: None,
     }
 }
 
@@ -227,6 +229,7 @@ pub(crate) fn advert_body() -> CapacityAdvert {
         models: vec![],
         fetches_models: false,
         datasets: vec![],
+        adapters: vec![],
         rates: Rates::default(),
         draining: false,
         addresses: vec![],

@@ -2,9 +2,10 @@
 
 use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::envelope::Verified;
+use allmend_protocol::finetune::Task;
 use allmend_protocol::grant::{Assign, Grant};
 use allmend_protocol::ids::{MessageId, NodeId};
-use allmend_protocol::job::{InferWork, JobSpec};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::message::AnyMessage;
 use allmend_protocol::offer::{Reason, ReasonClass};
 use allmend_protocol::time::{DurationMs, Timestamp};
@@ -13,6 +14,7 @@ use allmend_protocol::units::Credits;
 use crate::ctx::Ctx;
 use crate::filter::{Has, Needs, may_pass, unfit};
 use crate::policy::{Denial, Question};
+use crate::stewards::{DataQuestion, DataVerdict};
 
 /// A busy node is worth asking again after this.
 const BUSY_RETRY_AFTER: DurationMs = DurationMs::from_ms(800);
@@ -37,7 +39,7 @@ impl No {
 pub(super) struct Asked {
     pub(super) job: Verified<JobSpec>,
     pub(super) cert: Verified<ResearcherCert>,
-    pub(super) infer: InferWork,
+    pub(super) task: Task,
 }
 
 /// Checks that `home` may ask for the job of that id: the spec and certificate travelled beside
@@ -79,10 +81,10 @@ pub(super) fn check_job(
     ctx.roster
         .node_at(ctx.now, ctx.me.node)
         .map_err(|error| no(&format!("this node's own membership: {error}")))?;
-    let infer = InferWork::from_work(&job.work).map_err(|error| {
+    let task = Task::from_work(&job.work).map_err(|error| {
         No::because(ReasonClass::Version, &format!("work not understood: {error}"))
     })?;
-    Ok(Asked { job, cert, infer })
+    Ok(Asked { job, cert, task })
 }
 
 /// Checks the grant that travelled beside an assignment, and that the assignment is within it.
@@ -141,7 +143,7 @@ pub(super) fn check_fit(
 ) -> Result<(), No> {
     let needs = Needs {
         spec: &asked.job,
-        infer: &asked.infer,
+        task: &asked.task,
         institution: asked.cert.signer,
         budget,
         deadline,
@@ -149,15 +151,19 @@ pub(super) fn check_fit(
     let has = Has::local(ctx.local, ctx.me.institution, ctx.me.jurisdiction, slots_free);
     let mut reasons = unfit(ctx.now, &needs, &has);
     let limits = &ctx.settings.limits;
-    if asked.infer.max_tokens > limits.max_tokens_max {
-        let text = format!("at most {} tokens are written here per job", limits.max_tokens_max);
+    let (tokens_max, verb) = match asked.task {
+        Task::Infer(_) => (limits.max_tokens_max, "written"),
+        Task::Finetune(_) => (limits.train_tokens_max, "trained on"),
+    };
+    if asked.task.tokens_max() > tokens_max {
+        let text = format!("at most {tokens_max} tokens are {verb} here per job");
         reasons.push(Reason::new(ReasonClass::Size, text));
     }
-    if asked.infer.prompt_tokens_max > limits.prompt_tokens_max {
+    if asked.task.prompt_tokens_max() > limits.prompt_tokens_max {
         let text = format!("at most {} tokens of prompt are read here", limits.prompt_tokens_max);
         reasons.push(Reason::new(ReasonClass::Size, text));
     }
-    let denial = check_policy(ctx, &asked.job, &asked.cert, &asked.infer).err();
+    let denial = check_policy(ctx, &asked.job, &asked.cert, &asked.task).err();
     let mut retry_after = None;
     if reasons.iter().any(|reason| reason.class == ReasonClass::Busy) {
         retry_after = Some(BUSY_RETRY_AFTER);
@@ -175,8 +181,49 @@ pub(super) fn check_fit(
     if reasons.is_empty() {
         return Ok(());
     }
+    Err(No { reasons: fit(reasons), retry_after: retry_after.filter(|_| all_pass) })
+}
+
+/// As many reasons as a refusal may carry.
+pub(super) fn fit(mut reasons: Vec<Reason>) -> Vec<Reason> {
     reasons.truncate(allmend_protocol::offer::REASONS_MAX);
-    Err(No { reasons, retry_after: retry_after.filter(|_| all_pass) })
+    reasons
+}
+
+/// What stewards say to a job that would read datasets here.
+///
+/// Nobody there to decide is a refusal: data are opened by a decision, never by default.
+pub(super) fn check_data(
+    ctx: &Ctx<'_>,
+    job: &Verified<JobSpec>,
+    cert: &ResearcherCert,
+    task: &Task,
+    running: bool,
+) -> DataVerdict {
+    let no = |text: String| DataVerdict::Refuse(vec![Reason::new(ReasonClass::Policy, text)]);
+    let work = match task {
+        Task::Finetune(work) => work,
+        Task::Infer(_) if job.dataset.is_none() => return DataVerdict::Allow,
+        Task::Infer(_) => return no("no dataset is opened to an inference job".to_owned()),
+    };
+    let Some(stewards) = &ctx.settings.stewards else {
+        return no("this node trains on nothing: it has no stewards".to_owned());
+    };
+    let institution = match ctx.roster.institution_at(ctx.now, cert.signer) {
+        Ok(institution) => institution,
+        Err(error) => return no(error.to_string()),
+    };
+    stewards.decide(&DataQuestion {
+        job: job.id(),
+        spec: job,
+        work,
+        cert,
+        jurisdiction: institution.jurisdiction,
+        node_institution: ctx.me.institution,
+        node_jurisdiction: ctx.me.jurisdiction,
+        running,
+        now: ctx.now,
+    })
 }
 
 /// What the owner says to it.
@@ -184,7 +231,7 @@ pub(super) fn check_policy(
     ctx: &Ctx<'_>,
     job: &JobSpec,
     cert: &ResearcherCert,
-    infer: &InferWork,
+    task: &Task,
 ) -> Result<(), Denial> {
     // An institution without an entry fails closed.
     let institution = ctx.roster.institution_at(ctx.now, cert.signer).map_err(|error| Denial {
@@ -197,7 +244,7 @@ pub(super) fn check_policy(
         own: cert.signer == ctx.me.institution,
         purpose: &job.purpose,
         model: job.model,
-        max_tokens: infer.max_tokens,
+        max_tokens: task.tokens_max(),
         now: ctx.now,
     })
 }

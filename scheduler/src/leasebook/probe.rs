@@ -2,16 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use allmend_protocol::bytes::ByteString;
 use allmend_protocol::envelope::Verified;
 use allmend_protocol::ids::{MessageId, NodeId};
 use allmend_protocol::message::{AnyMessage, Kind};
-use allmend_protocol::offer::{Offer, Probe, Refusal, RefusalV1};
+use allmend_protocol::offer::{
+    OBLIGATIONS_MAX, Offer, Pending, Probe, ReasonClass, Refusal, RefusalV1,
+};
 use allmend_protocol::roster::ROSTER_MAX;
 use allmend_protocol::time::{DurationMs, Timestamp};
 
 use super::LeaseBook;
-use super::chain::{No, check_fit, check_job};
+use super::chain::{No, check_data, check_fit, check_job, fit};
 use crate::ctx::Ctx;
+use crate::settings::fit_text;
+use crate::stewards::DataVerdict;
 
 /// An offer holds nothing; it says so by ending soon.
 const OFFER_VALID: DurationMs = DurationMs::from_secs(5);
@@ -64,11 +69,40 @@ impl LeaseBook {
         }
         let slots_free = self.slots_free(ctx.local.slots_total);
         let verdict = check_job(ctx, probe.signer, probe.job, attached).and_then(|asked| {
-            check_fit(ctx, &asked, asked.job.cap, asked.job.deadline, slots_free)?;
-            Ok(asked.job.model)
+            // Nobody is asked about a job that could not run here. A question for a person may be put
+            // while every slot is taken: it holds none.
+            check_fit(ctx, &asked, asked.job.cap, asked.job.deadline, 1)?;
+            let verdict = check_data(ctx, &asked.job, &asked.cert, &asked.task, false);
+            if verdict == DataVerdict::Allow {
+                check_fit(ctx, &asked, asked.job.cap, asked.job.deadline, slots_free)?;
+            }
+            Ok((asked.job.model, verdict))
         });
         match verdict {
-            Ok(model) => {
+            Ok((_, DataVerdict::Refuse(reasons))) => {
+                let no = No { reasons: fit(reasons), retry_after: None };
+                refuse(ctx, probe.signer, probe.id(), probe.job, no);
+            }
+            Ok((_, DataVerdict::Pending { obligations, .. })) if obligations.is_empty() => {
+                let no =
+                    No::because(ReasonClass::Policy, "a person must decide, and nobody says who");
+                refuse(ctx, probe.signer, probe.id(), probe.job, no);
+            }
+            Ok((_, DataVerdict::Pending { obligations, ticket, expires })) => {
+                let obligations = obligations.iter().take(OBLIGATIONS_MAX);
+                let pending = ctx.sign(Pending {
+                    federation: ctx.me.federation,
+                    signer: ctx.me.node,
+                    charter: ctx.charter(),
+                    probe: probe.id(),
+                    job: probe.job,
+                    obligations: obligations.map(|who| fit_text(who, 64)).collect(),
+                    ticket: ByteString(ticket.into_iter().take(64).collect()),
+                    expires,
+                });
+                ctx.send(probe.signer, pending, vec![]);
+            }
+            Ok((model, DataVerdict::Allow)) => {
                 let held = ctx.local.models.iter().any(|held| held.digest == model);
                 let offer = ctx.sign(Offer {
                     federation: ctx.me.federation,

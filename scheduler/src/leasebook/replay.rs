@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use allmend_protocol::envelope::Verified;
+use allmend_protocol::finetune::Task;
 use allmend_protocol::grant::Assign;
 use allmend_protocol::ids::MessageId;
-use allmend_protocol::job::InferWork;
 use allmend_protocol::lease::Lease;
 use allmend_protocol::message::AnyMessage;
 use allmend_protocol::receipt::{Receipt, Settlement};
@@ -49,9 +49,9 @@ impl LeaseBook {
         let job = job.ok_or_else(|| missing("job spec"))?;
         let grant = grant.ok_or_else(|| missing("grant"))?;
         let cert = cert.ok_or_else(|| missing("certificate"))?;
-        let infer = InferWork::from_work(&job.work).map_err(|_| missing("readable work"))?;
+        let task = Task::from_work(&job.work).map_err(|_| missing("readable work"))?;
         let home = assign.signer;
-        self.enter(Held::new(Work { lease, job, grant, assign, home }, cert, infer), skew);
+        self.enter(Held::new(Work { lease, job, grant, assign, cert, home }, task), skew);
         Ok(())
     }
 
@@ -59,6 +59,12 @@ impl LeaseBook {
         if let Some(held) = self.leases.get_mut(&lease) {
             held.tokens = held.tokens.max(tokens);
             held.tokens_recorded = held.tokens;
+        }
+    }
+
+    pub(crate) fn replay_contract(&mut self, lease: MessageId, contract: MessageId) {
+        if let Some(held) = self.leases.get_mut(&lease) {
+            held.contract.get_or_insert(contract);
         }
     }
 

@@ -5,15 +5,19 @@ use allmend_protocol::grant::Assign;
 use allmend_protocol::ids::MessageId;
 use allmend_protocol::lease::{Fence, Lease};
 use allmend_protocol::message::AnyMessage;
-use allmend_protocol::offer::ReasonClass;
+use allmend_protocol::offer::{Reason, ReasonClass};
 use allmend_protocol::time::{DurationMs, Timestamp};
 
-use super::chain::{No, check_fit, check_grant, check_job};
+use super::chain::{No, check_data, check_fit, check_grant, check_job, fit};
 use super::probe::refuse;
 use super::{Held, LeaseBook};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Work};
 use crate::settings::RESEND_EVERY;
+use crate::stewards::DataVerdict;
+
+/// A broker that must wait for a person asks again after this.
+const ASK_AGAIN_AFTER: DurationMs = DurationMs::from_secs(5);
 
 impl LeaseBook {
     /// A broker gives this node an attempt.
@@ -31,6 +35,18 @@ impl LeaseBook {
             let grant = check_grant(ctx, assign, &asked, attached)?;
             let slots_free = self.slots_free(ctx.local.slots_total);
             check_fit(ctx, &asked, grant.cap, grant.deadline, slots_free)?;
+            match check_data(ctx, &asked.job, &asked.cert, &asked.task, false) {
+                DataVerdict::Allow => {}
+                DataVerdict::Refuse(reasons) => {
+                    return Err(No { reasons: fit(reasons), retry_after: None });
+                }
+                // An approval may have ended since the offer; asking again puts the question.
+                DataVerdict::Pending { obligations, .. } => {
+                    let text = format!("a person must decide first: {}", obligations.join(", "));
+                    let reasons = vec![Reason::new(ReasonClass::Policy, text)];
+                    return Err(No { reasons, retry_after: Some(ASK_AGAIN_AFTER) });
+                }
+            }
             let slot = slot.ok_or_else(|| No::because(ReasonClass::Busy, "no slot is free"))?;
             Ok((asked, grant, slot))
         });
@@ -67,9 +83,10 @@ impl LeaseBook {
         ctx.leaf(lease.clone(), true);
         ctx.send(assign.signer, lease.clone(), vec![]);
         let home = assign.signer;
-        let work = Work { lease, job: asked.job, grant, assign: assign.clone(), home };
+        let work =
+            Work { lease, job: asked.job, grant, assign: assign.clone(), cert: asked.cert, home };
         ctx.out.push(Effect::StartWork(work.clone()));
-        let mut held = Held::new(work, asked.cert, asked.infer);
+        let mut held = Held::new(work, asked.task);
         held.home_heard = ctx.now;
         held.renew_at = ctx.now.plus(ctx.timing().renew_every_ms);
         self.enter(held, ctx.skew());
@@ -119,16 +136,13 @@ impl LeaseBook {
 }
 
 impl Held {
-    pub(super) fn new(
-        work: Work,
-        cert: Verified<allmend_protocol::cert::ResearcherCert>,
-        infer: allmend_protocol::job::InferWork,
-    ) -> Held {
+    pub(super) fn new(work: Work, task: allmend_protocol::finetune::Task) -> Held {
         Held {
             work,
-            cert,
-            infer,
+            task,
             receipt: None,
+            contract: None,
+            gated: false,
             settled: false,
             tokens_recorded: 0,
             tokens: 0,

@@ -6,6 +6,7 @@ mod narrator;
 pub mod report;
 mod tamper;
 mod together;
+mod tuned;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -153,6 +154,7 @@ fn perform(dir: &Path, narrator: &mut Narrator, report: &mut Report) -> anyhow::
     let killed = stage.killed(&researcher, &answer)?;
     stage.paid(&researcher, &killed)?;
     stage.refused(&researcher)?;
+    stage.tuned(&researcher)?;
     stage.audited()?;
     stage.tampered()
 }

@@ -35,6 +35,9 @@ pub struct Report {
     /// The job that nobody would run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<RefusedJob>,
+    /// The job that adapted the model to a text of one institution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuned: Option<Tuned>,
     /// The audit of the logs as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<Audit>,
@@ -221,6 +224,37 @@ pub struct RefusedJob {
     pub exit_code: i32,
     /// Each node's reason.
     pub verdicts: Vec<Verdict>,
+}
+
+/// The job that adapted the model to a text of one institution.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tuned {
+    /// Its id.
+    pub job: String,
+    /// The dataset's version.
+    pub dataset: String,
+    /// Its rows.
+    pub rows: usize,
+    /// The adapter that was released.
+    pub adapter: String,
+    /// The class of the room that it was trained in.
+    pub room: String,
+    /// Losses that were told while it trained, in nats per token.
+    pub losses: Vec<f64>,
+    /// Loss on the rows held out, before and after, in nats per token.
+    pub held_out_loss: (f64, f64),
+    /// Training rows whose beginning the gate gave to the adapter.
+    pub rows_tested: u64,
+    /// Of these, continued word for word.
+    pub rows_extracted: u64,
+    /// Mean exposure of the planted secrets, in bits.
+    pub exposure_mean_bits: f64,
+    /// What it cost.
+    pub cost_micro: u64,
+    /// The model's answer to the question that only the text answers.
+    pub answer_before: String,
+    /// The same with the adapter.
+    pub answer_after: String,
 }
 
 /// What a node said.

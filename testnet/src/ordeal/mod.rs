@@ -5,6 +5,7 @@
 //! ordeal adds what only a witness of the run can know, such as what had been acknowledged before a kill.
 
 pub mod crash;
+pub mod finetune;
 mod hosts;
 pub mod leaves;
 pub mod netns;
@@ -47,6 +48,9 @@ pub enum Ordeal {
     Versions,
     /// Kill a worker under several jobs; each goes on, with the same answer
     Worker,
+    /// Fine-tuning where the data lives, at its worst
+    #[command(subcommand)]
+    Finetune(finetune::Scenario),
 }
 
 impl Ordeal {
@@ -62,6 +66,7 @@ impl Ordeal {
             Ordeal::Netns => print(&netns::run()?),
             Ordeal::Versions => print(&versions::run()?),
             Ordeal::Worker => print(&worker::run()?),
+            Ordeal::Finetune(scenario) => scenario.run(),
         }
     }
 }

@@ -129,7 +129,13 @@ fn search_at_rest(world: &World, report: &mut Report) -> anyhow::Result<()> {
 
 /// No file below `dir` has `text`; gives how many there are.
 fn search(dir: &Path, text: &str) -> anyhow::Result<usize> {
-    let files = files_below(dir)?;
+    search_below(dir, text, &[])
+}
+
+/// As [`search`], but for what lies below `skipped`, and models and taps, which are looked at otherwise.
+pub(super) fn search_below(dir: &Path, text: &str, skipped: &[&Path]) -> anyhow::Result<usize> {
+    let mut files = files_below(dir)?;
+    files.retain(|file| !skipped.iter().any(|dir| file.starts_with(dir)));
     for path in &files {
         // A file that goes away while we look has nothing at rest.
         let Ok(bytes) = fs::read(path) else { continue };

@@ -406,6 +406,7 @@ impl Forge {
             models: Vec::new(),
             fetches_models: false,
             datasets: Vec::new(),
+            adapters: Vec::new(),
             rates: Rates::default(),
             draining: false,
             addresses: Vec::new(),

@@ -143,6 +143,7 @@ impl Federation {
                     researcher: ResearcherId::from_bytes(public(&researcher_keys[index])),
                     sealing: SealingKey::from_bytes([2; 32]),
                     home: nodes[index * NODES_PER_INSTITUTION],
+                    credentials: Vec::new(),
                     serial: 1_000 + index as u64,
                     not_before: from,
                     expires: to,

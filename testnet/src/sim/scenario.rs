@@ -93,6 +93,7 @@ pub(crate) fn job(
         seed: 1,
         clock: now,
         prompt_tokens_max: draw.within(10, 500) as u32,
+        adapter: None,
     };
     let cap = if draw.per_mille(150) { draw.within(0, 1_000) } else { draw.within(5_000, 50_000) };
     let body = JobSpec {

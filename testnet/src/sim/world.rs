@@ -435,7 +435,11 @@ impl<'a> World<'a> {
             Effect::CloseStream { job, attempt } => {
                 self.nodes[node].streams.remove(&(job, attempt));
             }
-            Effect::WorkSettled { .. } | Effect::JobChanged { .. } => {}
+            // Jobs of the simulation read no datasets: there is no contract and no gate.
+            Effect::WorkContracted { .. }
+            | Effect::WorkGated { .. }
+            | Effect::WorkSettled { .. }
+            | Effect::JobChanged { .. } => {}
         }
         Ok(())
     }

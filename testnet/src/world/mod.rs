@@ -186,11 +186,21 @@ impl World {
     /// # Errors
     /// When the invitation or joining fails.
     pub fn researcher(&self, name: &str, person: &str, home: &str) -> anyhow::Result<Cli> {
+        Ok(self.person(name, person, home)?.0)
+    }
+
+    /// As [`World::researcher`], with the person's public key in hexadecimal.
+    ///
+    /// # Errors
+    /// When the invitation or joining fails.
+    pub fn person(&self, name: &str, person: &str, home: &str) -> anyhow::Result<(Cli, String)> {
         let invitation = self.member(home).cli().json(&["invite", "researcher"])?;
         let invitation = invitation["invitation"].as_str().context("no invitation was printed")?;
         let cli = self.cli(name);
-        cli.ok(&["join", invitation, "--name", person])?;
-        Ok(cli)
+        let joined = cli.json(&["join", invitation, "--name", person])?;
+        let key = text(&joined, "key").to_owned();
+        ensure!(!key.is_empty(), "joining gave no key: {joined}");
+        Ok((cli, key))
     }
 
     /// Stops every node in an orderly way.

@@ -445,6 +445,7 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn matrix(&self, slot: Slot) -> Result<Matrix, EngineError> {
         let raw = self.checkpoint.matrix(slot)?;
+        self.checkpoint.fetch(&raw.bytes);
         Ok(Matrix::new(raw, self.bias(slot)?, self.device)?)
     }
 

@@ -9,6 +9,7 @@ use super::pack::layout::BLOCK;
 use super::pass::Pass;
 use super::plan::Unit;
 use super::rope;
+use super::shares::barrier_before;
 use super::team::Member;
 use super::weights::Layer;
 use crate::spec::{Kind, LayerSpec, QkNorm};
@@ -43,7 +44,7 @@ impl Pass<'_> {
         while let Some(unit) = member.take(plan.units.len()) {
             self.unit(member, index, layer, &plan.units[unit]);
         }
-        member.barrier();
+        barrier_before(member, &layer.attention_output.weights, plan.rows());
         if layer.attention_output.quantised() && !self.attended_in_units() {
             self.quantise(member, &self.stage.attended);
         }

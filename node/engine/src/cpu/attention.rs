@@ -6,7 +6,7 @@
 //! only so that a page is loaded once for all of them.
 
 use super::isa::Work;
-use super::kernels::Simd;
+use super::kernels::{Simd, prefetch};
 use super::lanes::{self, LANES, Sixteen};
 use super::math;
 use super::pages::Pages;
@@ -50,6 +50,10 @@ pub(crate) struct Attention<'a> {
     /// (queries, stride).
     pub(crate) out: &'a mut [f32],
 }
+
+/// How many pages ahead keys and values are asked for. Pages of a sequence lie apart, so the processor does not guess the next one,
+/// and a page is done with before memory has answered once.
+const PAGES_AHEAD: usize = 3;
 
 /// Scratch that `queries` over `pages` pages need: a vector of scores for each page, and one more.
 pub(crate) fn scores_len(queries: usize, pages: usize) -> usize {
@@ -139,7 +143,9 @@ impl Seen<'_> {
     fn run<S: Simd>(&mut self, s: S, count: usize) {
         // Groups of as many queries as fit the registers; the branches of other instruction sets are not even
         // compiled.
+        (0..PAGES_AHEAD).for_each(|page| self.fetch(page, Pages::keys));
         for page in 0..self.pages {
+            self.fetch(page + PAGES_AHEAD, Pages::keys);
             let mut at = 0;
             while at < count {
                 macro_rules! take {
@@ -161,11 +167,13 @@ impl Seen<'_> {
                 };
             }
         }
+        (0..PAGES_AHEAD).for_each(|page| self.fetch(page, Pages::values));
         for query in 0..count {
             s.run(Softmax { seen: self, query });
         }
         self.attention.out[..count * self.stride].fill(0.0);
         for page in 0..self.pages {
+            self.fetch(page + PAGES_AHEAD, Pages::values);
             let mut at = 0;
             while at < count {
                 macro_rules! take {
@@ -188,6 +196,16 @@ impl Seen<'_> {
         }
         for query in 0..count {
             self.divide(query);
+        }
+    }
+
+    /// Asks for one page's keys or values, where there is such a page.
+    #[inline(always)]
+    fn fetch(&self, page: usize, of: impl Fn(&Pages, PageId, usize, usize) -> *mut f32) {
+        let a = &self.attention;
+        if page < self.pages {
+            let from = of(a.memory, a.pages[self.first + page], a.layer, a.head);
+            (0..self.stride).for_each(|line| prefetch(from.wrapping_add(line * LANES).cast()));
         }
     }
 

@@ -122,7 +122,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
 /// The error function: the rational approximation of Eigen's `erf` for floats, on -4..4, beyond which the
 /// result is ±1 in f32.
 #[inline(always)]
-fn erf<S: Simd>(s: S, x: S::F) -> S::F {
+pub(crate) fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     let x = s.min(s.splat(4.0), s.max(s.splat(-4.0), x));
     let z = s.mul(x, x);
     let mut p = s.splat(-2.726_142e-10);

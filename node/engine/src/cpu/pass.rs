@@ -22,6 +22,7 @@ use super::pages::Pages;
 use super::plan::Plan;
 use super::rope;
 use super::shared::Shared;
+use super::shares::{Shares, barrier_before};
 use super::stage::{Activations, Scratch, Stage};
 use super::team::Member;
 use super::weights::{Layer, Linear, Weights};
@@ -29,7 +30,7 @@ use crate::adapter::Target;
 use crate::decoder::Output;
 use crate::spec::{ModelSpec, Placement};
 
-/// Shares of a product per member: a member that was interrupted leaves its last share to the others.
+/// Shares of rows per member: a member that was interrupted leaves its last share to the others.
 const SHARES: usize = 4;
 
 /// Which activations a product reads.
@@ -140,7 +141,7 @@ impl Pass<'_> {
         let (query, kv) = (self.spec.query_width(), self.spec.kv_width());
         let to = &stage.query_key_value;
         self.product(member, &layer.query_key_value, Read::Normed, rows, Then::Store, to);
-        member.barrier();
+        barrier_before(member, &layer.attention_output.weights, rows);
         let changes = [
             (Target::Query, At::Column(0)),
             (Target::Key, At::Column(query)),
@@ -150,7 +151,7 @@ impl Pass<'_> {
         self.attend(member, index, layer);
         let (then, to) = self.residual();
         self.product(member, &layer.attention_output, Read::Attended, rows, then, to);
-        member.barrier();
+        barrier_before(member, &layer.up.weights, rows);
         let changes = [(Target::AttentionOutput, At::Column(0))];
         self.adapt(member, index, &changes, Read::Attended, to);
     }
@@ -165,7 +166,7 @@ impl Pass<'_> {
             };
             let to = &stage.hidden.floats;
             self.product(member, &layer.up, Read::Normed, rows, then, to);
-            member.barrier();
+            barrier_before(member, &layer.down.weights, rows);
         } else {
             let to = &stage.raw;
             let then = if self.spec.gated { Then::Alternate } else { Then::Store };
@@ -189,7 +190,12 @@ impl Pass<'_> {
         }
         let (then, to) = self.residual();
         self.product(member, &layer.down, Read::Hidden, rows, then, to);
-        member.barrier();
+        let layers = &self.weights.layers;
+        let next = layers.get(index + 1).map(|next| &next.query_key_value);
+        match next.or(self.weights.output.as_ref()) {
+            Some(next) => barrier_before(member, &next.weights, rows),
+            None => member.barrier(),
+        }
         self.adapt(member, index, &[(Target::Down, At::Column(0))], Read::Hidden, to);
     }
 
@@ -326,16 +332,12 @@ impl Pass<'_> {
         // next barrier.
         let output = unsafe { to.output(rows) };
         let product = Product { weights, input, rows, bias: bias.as_deref(), then, output };
-        let tiles = weights.tiles();
-        let shares = match member.members() {
-            1 => 1,
-            members => tiles.min(SHARES * members),
-        };
-        while let Some(share) = member.take(shares) {
+        let shares = Shares::new(weights.tiles(), member.members(), rows);
+        // SAFETY: as above.
+        unsafe { product.run(self.isa, shares.own(member.index())) };
+        while let Some(piece) = member.take(shares.pieces()) {
             // SAFETY: as above.
-            unsafe {
-                product.run(self.isa, tiles * share / shares..tiles * (share + 1) / shares);
-            }
+            unsafe { product.run(self.isa, shares.piece(piece)) };
         }
     }
 

@@ -196,6 +196,15 @@ impl Member<'_> {
     /// # Panics
     /// When another member has panicked.
     pub(crate) fn barrier(&mut self) {
+        self.barrier_meanwhile(|| {});
+    }
+
+    /// As [`Member::barrier`], and does something useful while it waits: `meanwhile` is called again and again, at most some
+    /// thousand times, and should not take longer than a fraction of a microsecond.
+    ///
+    /// # Panics
+    /// As [`Member::barrier`].
+    pub(crate) fn barrier_meanwhile(&mut self, meanwhile: impl FnMut()) {
         let shared = self.shared;
         let next = self.phase + 1;
         if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == shared.members {
@@ -203,7 +212,7 @@ impl Member<'_> {
             shared.arrived.store(0, Ordering::Relaxed);
             shared.barrier.open();
         } else {
-            shared.barrier.wait_past(self.phase);
+            shared.barrier.wait_past_meanwhile(self.phase, meanwhile);
             if shared.abandoned.load(Ordering::SeqCst) {
                 resume_unwind(Box::new(Abandoned));
             }
@@ -276,11 +285,17 @@ impl Gate {
 
     /// Returns when it has been opened more often than `seen` times, and how often.
     fn wait_past(&self, seen: usize) -> usize {
+        self.wait_past_meanwhile(seen, || {})
+    }
+
+    /// As [`Gate::wait_past`], calling `meanwhile` between looks.
+    fn wait_past_meanwhile(&self, seen: usize, mut meanwhile: impl FnMut()) -> usize {
         for _ in 0..LOOKS {
             let opened = self.seen();
             if opened != seen {
                 return opened;
             }
+            meanwhile();
             std::hint::spin_loop();
         }
         let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -361,6 +376,27 @@ mod tests {
             gate.open();
             assert_eq!(waiter.join().unwrap(), 1);
         });
+    }
+
+    /// Goal: who waits is kept busy, who comes last is not.
+    #[test]
+    fn waiting_members_do_something_else() {
+        let mut team = Team::new(2).unwrap();
+        let called = AtomicUsize::new(0);
+        team.run(|member| {
+            if member.index() == 1 {
+                // The last to arrive: it comes only after the other one has been called.
+                while called.load(Ordering::SeqCst) == 0 {
+                    std::thread::yield_now();
+                }
+                member.barrier_meanwhile(|| unreachable!("nobody is waited for"));
+            } else {
+                member.barrier_meanwhile(|| {
+                    called.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+        });
+        assert!(called.into_inner() > 0);
     }
 
     #[test]

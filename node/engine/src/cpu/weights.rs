@@ -1,15 +1,19 @@
 //! A model's weights, packed for the kernels once at load.
 
-use std::sync::Mutex;
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
+
+use candle_core::quantized::GgmlDType;
 
 use super::isa::Isa;
 use super::math::Activation;
 use super::norm::Norm;
 use super::pack::layout::TILE_ROWS;
-use super::pack::{InputKind, Order, PackError, PackedMatrix, Packing, RawMatrix};
+use super::pack::mapped::MappedRows;
+use super::pack::{Arena, InputKind, Order, PackError, PackedMatrix, Packing, RawMatrix};
 use super::team::Team;
 use crate::error::EngineError;
-use crate::files::checkpoint::Checkpoint;
+use crate::files::checkpoint::{self, Checkpoint};
 use crate::spec::names::{Part, Slot};
 use crate::spec::{self, Head, ModelSpec, NormKind, QkNorm};
 
@@ -84,7 +88,8 @@ impl Weights {
     /// model does not use, or when memory is refused.
     pub(crate) fn load(checkpoint: &Checkpoint, team: &mut Team) -> Result<Self, EngineError> {
         let spec = checkpoint.spec();
-        let mut loader = Loader { checkpoint, spec, team };
+        let arena = Arena::for_model();
+        let mut loader = Loader { checkpoint, spec, team, arena, unreleased: Vec::new() };
         let output = match spec.output.head {
             Head::None => None,
             Head::Lm | Head::MaskedLm => {
@@ -106,6 +111,8 @@ impl Weights {
             Head::Lm | Head::None => None,
         };
         checkpoint.finish()?;
+        loader.release();
+        loader.arena.filled();
         Ok(Self { embedding, layers, output_norm, head_dense, output })
     }
 
@@ -156,9 +163,24 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     spec: &'a ModelSpec,
     team: &'a mut Team,
+    arena: Arena,
+    /// What was packed since memory of the files was last given back.
+    unreleased: Vec<&'a [u8]>,
 }
 
-impl Loader<'_> {
+/// Bytes of the source that one job packs: some hundred system pages to be asked for at once, and few enough that both the
+/// source and what becomes of it stay in a core's second-level cache.
+const JOB_BYTES: usize = 256 << 10;
+
+/// Bytes of weights used in place that are asked for at a time.
+const FETCH_BYTES: usize = 4 << 20;
+
+/// Bytes of the files that may stay in memory beside what was packed of them. Giving memory back makes all members
+/// forget their address translations, so it is not done for every matrix; and a loaded model needs as much anyway
+/// as soon as it works.
+const UNRELEASED_BYTES_MAX: usize = 16 << 20;
+
+impl<'a> Loader<'a> {
     fn embedding(&mut self, tied: bool) -> Result<Embedding, EngineError> {
         let embedding = self.spec.embedding;
         let table = match tied {
@@ -228,8 +250,12 @@ impl Loader<'_> {
     }
 
     fn pack(&mut self, slots: &[Slot], order: Order) -> Result<PackedMatrix, EngineError> {
-        let raw = slots.iter().map(|slot| self.checkpoint.matrix(*slot));
+        let checkpoint = self.checkpoint;
+        let raw = slots.iter().map(|slot| checkpoint.matrix(*slot));
         let raw = raw.collect::<Result<Vec<_>, _>>()?;
+        if let Some(matrix) = self.in_place(&raw, order) {
+            return Ok(matrix);
+        }
         let parts: Vec<RawMatrix<'_>> = raw
             .iter()
             .map(|raw| RawMatrix {
@@ -239,23 +265,62 @@ impl Loader<'_> {
                 bytes: &raw.bytes,
             })
             .collect();
-        let mut packing =
-            Packing::new(&parts, order).map_err(|error| self.pack_error(slots, error))?;
-        // Some more jobs than members, because they are not equally long when files are read for the first time.
-        let jobs = packing.jobs(4 * self.team.members()).into_iter();
+        let packing = Packing::new(&parts, order, &mut self.arena);
+        let mut packing = packing.map_err(|error| self.pack_error(slots, error))?;
+        let bytes: usize = parts.iter().map(|part| part.bytes.len()).sum();
+        // Some more jobs than members, because they are not equally long.
+        let jobs = packing.jobs((bytes / JOB_BYTES).max(4 * self.team.members())).into_iter();
         let jobs: Vec<_> = jobs.map(|job| Mutex::new(Some(job))).collect();
         self.team.run(|member| {
             while let Some(index) = member.take(jobs.len()) {
                 // Each index is taken once, so the lock is never contended nor poisoned.
                 if let Some(job) = jobs[index].lock().ok().and_then(|mut job| job.take()) {
+                    job.sources().for_each(|bytes| checkpoint.fetch(bytes));
                     job.run();
                 }
             }
         });
         drop(jobs);
-        // The file's pages have been read once and are not needed again.
-        self.checkpoint.release();
-        Ok(packing.finish())
+        let packed = packing.finish();
+        self.unreleased.extend(raw.iter().filter_map(|raw| match raw.bytes {
+            Cow::Borrowed(bytes) => Some(bytes),
+            Cow::Owned(_) => None,
+        }));
+        if self.unreleased.iter().map(|bytes| bytes.len()).sum::<usize>() > UNRELEASED_BYTES_MAX {
+            self.release();
+        }
+        Ok(packed)
+    }
+
+    /// Gives back the memory of the file's pages that have been read once and are not needed again.
+    fn release(&mut self) {
+        self.unreleased.drain(..).for_each(|bytes| self.checkpoint.release(bytes));
+    }
+
+    /// The matrix as the file has it, where that is as good as packed.
+    fn in_place(
+        &mut self,
+        raw: &[checkpoint::RawMatrix<'a>],
+        order: Order,
+    ) -> Option<PackedMatrix> {
+        let checkpoint = self.checkpoint;
+        // Numbers in files are little-endian.
+        if cfg!(target_endian = "big") || raw.iter().any(|raw| raw.dtype != GgmlDType::F32) {
+            return None;
+        }
+        let mapped = raw.iter().map(|raw| {
+            let (file, range) = checkpoint.locate(&raw.bytes)?;
+            Some(MappedRows { file: Arc::clone(file), range, rows: raw.rows })
+        });
+        let mapped = mapped.collect::<Option<Vec<_>>>()?;
+        let matrix = PackedMatrix::in_place(&mapped, raw.first()?.columns, order)?;
+        let pieces: Vec<&[u8]> = raw.iter().flat_map(|raw| raw.bytes.chunks(FETCH_BYTES)).collect();
+        self.team.run(|member| {
+            while let Some(index) = member.take(pieces.len()) {
+                checkpoint.fetch(pieces[index]);
+            }
+        });
+        Some(matrix)
     }
 
     /// A small table of floats, widened.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::quantized::GgmlDType;
@@ -28,7 +29,7 @@ pub(crate) struct Checkpoint {
     format: Format,
     spec: ModelSpec,
     names: Names,
-    files: Vec<Mmap>,
+    files: Vec<Arc<Mmap>>,
     tensors: BTreeMap<String, Stored>,
 }
 
@@ -95,7 +96,7 @@ impl Checkpoint {
             format: Format::Gguf,
             spec,
             names,
-            files: vec![map],
+            files: vec![Arc::new(map)],
             tensors,
         };
         checkpoint.divide_frequencies()?;
@@ -127,7 +128,7 @@ impl Checkpoint {
                     return Err(EngineError::tensor(name, "is in two shards"));
                 }
             }
-            files.push(map);
+            files.push(Arc::new(map));
         }
         let names = names.for_tensors(|name| tensors.contains_key(name));
         let mut checkpoint =
@@ -206,6 +207,9 @@ impl Checkpoint {
             return Err(EngineError::tensor(name, format!("{kind} rows of {columns} elements")));
         }
         let row_bytes = columns / block * dtype.type_size();
+        if place.layout != Layout::Rows {
+            self.fetch(bytes);
+        }
         let bytes = match place.layout {
             Layout::Rows => slice(bytes, rows.start * row_bytes..rows.end * row_bytes),
             Layout::PerHead => self.gather_heads(bytes, row_bytes, rows.start / rows.len().max(1)),
@@ -263,9 +267,30 @@ impl Checkpoint {
         Ok(Some(own))
     }
 
-    /// Gives back the memory of what has been read, so that a copy of the weights is not held twice.
-    pub(crate) fn release(&self) {
-        self.files.iter().for_each(map::release);
+    /// Asks for bytes of a mapped file that are about to be read, all at once instead of a few pages at a time. Bytes
+    /// from elsewhere, such as a matrix that had to be turned, are there already.
+    pub(crate) fn fetch(&self, bytes: &[u8]) {
+        if let Some((file, range)) = self.locate(bytes) {
+            map::fetch(file, &range);
+        }
+    }
+
+    /// The file that bytes are mapped from, and where it has them; None for bytes from elsewhere.
+    pub(crate) fn locate(&self, bytes: &[u8]) -> Option<(&Arc<Mmap>, Range<usize>)> {
+        let start = bytes.as_ptr().addr();
+        let file = self.files.iter().find(|file| {
+            let first = file.as_ptr().addr();
+            first <= start && start - first < file.len()
+        })?;
+        let first = start - file.as_ptr().addr();
+        Some((file, first..first + bytes.len()))
+    }
+
+    /// Gives back the memory of bytes of a mapped file of which there is a copy now.
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        if let Some((file, range)) = self.locate(bytes) {
+            map::release(file, &range);
+        }
     }
 
     /// Refuses checkpoints with tensors that nobody asked for: computing without them would be computing
@@ -313,7 +338,6 @@ impl Checkpoint {
         }
         stored.taken.store(true, Ordering::Relaxed);
         let Some(file) = self.files.get(stored.file) else { return Ok((stored, &[])) };
-        map::fetch(file, &stored.range);
         Ok((stored, file.get(stored.range.clone()).unwrap_or_default()))
     }
 

@@ -11,7 +11,7 @@ use crate::request::{Event, Finish, Ticket};
 
 /// Rows of one step whose outputs are wanted only to tell how likely a prompt was. Each costs a row of
 /// the vocabulary's length, so this bounds memory.
-const ECHO_ROWS_MAX: usize = 32;
+const ECHO_ROWS_MAX: usize = 64;
 
 /// Consecutive rows of one sequence.
 #[derive(Debug)]
@@ -150,9 +150,10 @@ impl Server {
             }
             let sequence = &self.running[index];
             let mut rows = self.prefill_rows(sequence, rows_left);
-            if sequence.echo_wants(sequence.computed) {
-                rows = rows.min(echo_left);
-                echo_left -= rows;
+            let computed = sequence.computed;
+            if let Some(free) = (0..rows).find(|row| sequence.echo_wants(computed + row)) {
+                rows = rows.min(free + echo_left);
+                echo_left -= rows - free;
             }
             if rows > 0 {
                 rows_left -= rows;

@@ -68,7 +68,7 @@ impl Sequence {
             public_tokens,
         };
         let echo = match request.echo {
-            true => Some(Echo { text: TextStream::new(&[])?, done: 0 }),
+            true => Some(Echo { text: TextStream::new(&[])?, done: request.echo_from as usize }),
             false => None,
         };
         let mut sequence = Self {

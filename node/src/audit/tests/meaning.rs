@@ -33,7 +33,7 @@ fn a_federation_in_order_is_found_in_order() {
 }
 
 /// The findings of a world with one twist, as (log, entry, fault).
-fn found(report: &Report) -> Vec<(&str, Option<u64>, Fault)> {
+pub(super) fn found(report: &Report) -> Vec<(&str, Option<u64>, Fault)> {
     let short = |finding: &Finding| (finding.entry, finding.what);
     let named = report.findings.iter().map(|finding| {
         let (entry, what) = short(finding);
@@ -42,7 +42,7 @@ fn found(report: &Report) -> Vec<(&str, Option<u64>, Fault)> {
     named.collect()
 }
 
-fn twisted(twist: &Twist, expected: &[(&str, Option<u64>, Fault)]) {
+pub(super) fn twisted(twist: &Twist, expected: &[(&str, Option<u64>, Fault)]) {
     let report = World::twisted(twist).audit();
     assert_eq!(found(&report), expected, "{:#?}", report.findings);
 }

@@ -19,6 +19,7 @@ use allmend_protocol::units::{Credits, Jurisdiction, Rates};
 use ed25519_dalek::SigningKey;
 use tempfile::TempDir;
 
+use super::data::{Data, Run};
 use crate::audit::{Report, verify_dirs};
 use crate::journal::{Journal, JournalOptions, Priority, Record};
 
@@ -32,7 +33,7 @@ pub(super) fn key(n: u8) -> SigningKey {
     SigningKey::from_bytes(&[n; 32])
 }
 
-fn public(n: u8) -> [u8; 32] {
+pub(super) fn public(n: u8) -> [u8; 32] {
     key(n).verifying_key().to_bytes()
 }
 
@@ -66,9 +67,11 @@ pub(super) struct Twist {
     pub(super) settlement: Option<fn(&mut Settlement)>,
     pub(super) node_cert: Option<fn(&mut NodeCert)>,
     pub(super) researcher_cert: Option<fn(&mut ResearcherCert)>,
+    /// The job is fine-tuning, and each attempt has its contract.
+    pub(super) data: Option<Data>,
 }
 
-fn apply<T>(twist: Option<fn(&mut T)>, mut body: T) -> T {
+pub(super) fn apply<T>(twist: Option<fn(&mut T)>, mut body: T) -> T {
     if let Some(twist) = twist {
         twist(&mut body);
     }
@@ -116,13 +119,18 @@ impl World {
                     researcher,
                     sealing: SealingKey::from_bytes([1; 32]),
                     home: node(1),
+                    credentials: Vec::new(),
                     serial: 9,
                     not_before: at(0),
                     expires: at(100_000),
                 },
             ),
         );
-        let job = sign(RESEARCHER, apply(twist.job, job(federation, &self.charter, &cert)));
+        let mut job = job(federation, &self.charter, &cert);
+        if twist.data.is_some() {
+            super::data::make_finetuning(&mut job);
+        }
+        let job = sign(RESEARCHER, apply(twist.job, job));
         let grant = sign(
             1,
             apply(
@@ -178,6 +186,10 @@ impl World {
                 issued: at(13 + u64::from(attempt)),
             };
             let lease = sign(worker, if attempt == 2 { apply(twist.lease, lease) } else { lease });
+            let run = twist.data.as_ref().map(|data| {
+                let plain = Data::default();
+                Run::new(if attempt == 2 { data } else { &plain }, &job, &lease, attempt == 2)
+            });
             let receipt = Receipt {
                 federation,
                 signer: node(worker),
@@ -196,13 +208,16 @@ impl World {
                 model: Digest::of(b"model"),
                 model_licence: None,
                 numerics: "test-1".to_owned(),
-                contract: None,
+                contract: run.as_ref().map(|run| run.contract.id()),
                 started: lease.issued,
                 ended: at(30),
             };
             let receipt = if attempt == 2 { apply(twist.receipt, receipt) } else { receipt };
             let receipt = sign(worker, receipt);
-            self.leaves[usize::from(attempt)].extend([bytes(&lease), bytes(&receipt)]);
+            let log = &mut self.leaves[usize::from(attempt)];
+            log.push(bytes(&lease));
+            log.extend(run.map_or(Vec::new(), |run| run.leaves()));
+            log.push(bytes(&receipt));
             shares.push(Share {
                 lease: lease.id(),
                 receipt: receipt.id(),

@@ -91,6 +91,7 @@ impl Dispatcher {
                 task = tasks.recv() => match task {
                     Some(Task::Run(run)) => self.arrive(*run),
                     Some(Task::Warm { model, path }) => self.warm(model, path),
+                    Some(Task::Forget { adapter }) => self.forget(adapter),
                     None => return,
                 },
                 // The dispatcher holds a sender itself, so this never ends.
@@ -113,7 +114,8 @@ impl Dispatcher {
     }
 
     fn arrive(&mut self, run: Run) {
-        let Run { slot, model, path, work, input, forced, researcher, events, cancel } = run;
+        let Run { slot, model, path, work, input, forced, researcher, adapter, events, cancel } =
+            run;
         if self.runs.values().any(|live| live.slot == slot) {
             let why = format!("slot {slot} has a run already");
             return deliver(&events, RunEvent::Ended(Ended::Failed { permanent: false, why }));
@@ -130,7 +132,8 @@ impl Dispatcher {
             }
             let _ = notes.send(Note::Cancel(id)).await;
         });
-        let command = Some(ToWorker::Run { run: id, work, input, forced, researcher });
+        let work = Box::new(work);
+        let command = Some(ToWorker::Run { run: id, work, input, forced, researcher, adapter });
         let live = Live {
             slot,
             model,
@@ -150,6 +153,18 @@ impl Dispatcher {
         if let Some(worker) = self.desk.warm(model) {
             self.start(worker, model, path);
         }
+    }
+
+    /// Has no process serve an adapter any more; one that does not listen is ended.
+    fn forget(&mut self, adapter: Digest) {
+        let told = |held: &Held| held.process.send(&ToWorker::Forget { adapter }).is_ok();
+        let deaf: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, held)| !told(held))
+            .map(|(worker, _)| *worker)
+            .collect();
+        deaf.into_iter().for_each(|worker| self.kill(worker));
     }
 
     /// Does what the desk wants done.

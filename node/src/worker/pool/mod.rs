@@ -31,6 +31,11 @@ pub enum Task {
         /// Its file.
         path: PathBuf,
     },
+    /// Have no worker serve this adapter any more.
+    Forget {
+        /// Its id.
+        adapter: Digest,
+    },
     /// Run a job.
     Run(Box<Run>),
 }
@@ -51,6 +56,8 @@ pub struct Run {
     pub forced: Vec<u32>,
     /// Whose it is.
     pub researcher: ResearcherId,
+    /// The folder of the adapter that the work names.
+    pub adapter: Option<PathBuf>,
     /// Events; the last is [`RunEvent::Ended`]. They are never waited for: a run whose reader is as
     /// many events behind as the channel holds is cancelled and ends as failed, and a run whose
     /// reader is gone is cancelled. Other runs of the worker notice neither.

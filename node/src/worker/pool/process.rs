@@ -36,6 +36,9 @@ pub struct PoolOptions {
     pub gpu: Option<u32>,
 }
 
+/// Adapters that may be recalled while a process computes a step; beyond it the process is ended.
+const FORGETS_MAX: usize = 64;
+
 /// A worker process. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -69,7 +72,7 @@ impl Process {
         };
         // The load; and for each slot a run's beginning and cancelling, and the cancelling of the one
         // before, which may have ended without being told.
-        let (commands, queue) = mpsc::channel(1 + 3 * usize::from(options.slots));
+        let (commands, queue) = mpsc::channel(1 + FORGETS_MAX + 3 * usize::from(options.slots));
         let pid = child.id();
         let kill = CancellationToken::new();
         tokio::spawn(write(stdin, queue));

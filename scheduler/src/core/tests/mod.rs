@@ -1,5 +1,7 @@
 //! The three machines together, in a world without delay that a test moves by hand.
 
+mod contracts;
+mod data;
 mod jobs;
 mod replay;
 mod rules;

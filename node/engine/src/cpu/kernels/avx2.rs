@@ -157,6 +157,36 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn turn(self, from: *const u8, from_bytes: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: `self` proves that the processor has the instructions; reads and writes are within what the caller
+        // promises.
+        unsafe {
+            let rows: [__m256; 8] =
+                std::array::from_fn(|row| _mm256_loadu_ps(from.add(row * from_bytes).cast()));
+            let mut pairs = rows;
+            for i in 0..4 {
+                pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            // Vector `4 i + j` holds columns j and 4 + j of rows 4 i ...
+            let mut fours = [_mm256_setzero_pd(); 8];
+            for i in 0..2 {
+                let [a, b, c, d]: [__m256d; 4] =
+                    std::array::from_fn(|j| _mm256_castps_pd(pairs[4 * i + j]));
+                fours[4 * i] = _mm256_unpacklo_pd(a, c);
+                fours[4 * i + 1] = _mm256_unpackhi_pd(a, c);
+                fours[4 * i + 2] = _mm256_unpacklo_pd(b, d);
+                fours[4 * i + 3] = _mm256_unpackhi_pd(b, d);
+            }
+            for j in 0..4 {
+                let (a, b) = (_mm256_castpd_ps(fours[j]), _mm256_castpd_ps(fours[4 + j]));
+                _mm256_storeu_ps(to.add(j * to_stride), _mm256_permute2f128_ps::<0x20>(a, b));
+                _mm256_storeu_ps(to.add((4 + j) * to_stride), _mm256_permute2f128_ps::<0x31>(a, b));
+            }
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch does not fault, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

@@ -148,6 +148,46 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn turn(self, from: *const u8, from_bytes: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: `self` proves that the processor has the instructions; reads and writes are within what the caller
+        // promises.
+        unsafe {
+            let rows: [__m512; 16] =
+                std::array::from_fn(|row| _mm512_loadu_ps(from.add(row * from_bytes).cast()));
+            // Pairs of rows, then fours: vector `4 i + j` holds columns j, 4 + j, 8 + j and 12 + j of rows 4 i ...
+            let mut pairs = rows;
+            for i in 0..8 {
+                pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            let mut fours = [_mm512_setzero_pd(); 16];
+            for i in 0..4 {
+                let [a, b, c, d]: [__m512d; 4] =
+                    std::array::from_fn(|j| _mm512_castps_pd(pairs[4 * i + j]));
+                fours[4 * i] = _mm512_unpacklo_pd(a, c);
+                fours[4 * i + 1] = _mm512_unpackhi_pd(a, c);
+                fours[4 * i + 2] = _mm512_unpacklo_pd(b, d);
+                fours[4 * i + 3] = _mm512_unpackhi_pd(b, d);
+            }
+            for j in 0..4 {
+                let [a, b, c, d]: [__m512; 4] =
+                    std::array::from_fn(|i| _mm512_castpd_ps(fours[4 * i + j]));
+                let (ab, cd) =
+                    (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+                _mm512_storeu_ps(to.add(j * to_stride), _mm512_shuffle_f32x4::<0x88>(ab, cd));
+                _mm512_storeu_ps(to.add((8 + j) * to_stride), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                let (ab, cd) =
+                    (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                _mm512_storeu_ps(to.add((4 + j) * to_stride), _mm512_shuffle_f32x4::<0x88>(ab, cd));
+                _mm512_storeu_ps(
+                    to.add((12 + j) * to_stride),
+                    _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+                );
+            }
+        }
+    }
+
+    #[inline(always)]
     fn begin(self, a: __m512i) -> __m512i {
         a
     }

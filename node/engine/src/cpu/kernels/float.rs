@@ -61,12 +61,13 @@ pub(super) struct Tile<'a, E, const R: usize> {
     columns: usize,
     rows: *const f32,
     stride: usize,
+    begun: bool,
     results: &'a mut Results,
     kind: PhantomData<E>,
 }
 
 impl<'a, E: Element, const R: usize> Tile<'a, E, R> {
-    /// Multiplies, into the first `R` of `results`.
+    /// Multiplies, into the first `R` of `results`; if `begun`, on top of what is there of the columns before.
     ///
     /// # Safety
     /// `tile` is valid for reads of `columns` times 32 elements; `rows` for `R` rows of `columns`
@@ -78,9 +79,10 @@ impl<'a, E: Element, const R: usize> Tile<'a, E, R> {
         columns: usize,
         rows: *const f32,
         stride: usize,
+        begun: bool,
         results: &'a mut Results,
     ) {
-        s.run(Self { tile, columns, rows, stride, results, kind: PhantomData });
+        s.run(Self { tile, columns, rows, stride, begun, results, kind: PhantomData });
     }
 }
 
@@ -89,21 +91,21 @@ impl<E: Element, const R: usize> Work for Tile<'_, E, R> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { tile, columns, rows, stride, results, .. } = self;
+        let Self { tile, columns, rows, stride, begun, results, .. } = self;
         // SAFETY: only `Tile::run` makes these values, and its caller promises what `panels` asks
         // for.
         unsafe {
             if const { !S::REGISTERS } {
                 for first in 0..TILE_ROWS / S::LANES {
-                    panels::<S, E, 1, R>(s, tile, first, columns, rows, stride, results);
+                    panels::<S, E, 1, R>(s, tile, first, columns, rows, stride, begun, results);
                 }
             } else if const { S::LANES == 16 } {
-                panels::<S, E, 2, R>(s, tile, 0, columns, rows, stride, results);
+                panels::<S, E, 2, R>(s, tile, 0, columns, rows, stride, begun, results);
             } else if const { R == 1 } {
-                panels::<S, E, 4, R>(s, tile, 0, columns, rows, stride, results);
+                panels::<S, E, 4, R>(s, tile, 0, columns, rows, stride, begun, results);
             } else {
-                panels::<S, E, 2, R>(s, tile, 0, columns, rows, stride, results);
-                panels::<S, E, 2, R>(s, tile, 2, columns, rows, stride, results);
+                panels::<S, E, 2, R>(s, tile, 0, columns, rows, stride, begun, results);
+                panels::<S, E, 2, R>(s, tile, 2, columns, rows, stride, begun, results);
             }
         }
     }
@@ -121,19 +123,28 @@ unsafe fn panels<S: Simd, E: Element, const T: usize, const R: usize>(
     columns: usize,
     rows: *const f32,
     stride: usize,
+    begun: bool,
     out: &mut Results,
 ) {
     const AHEAD: usize = 4096;
     let mut acc = [[s.splat(0.0); T]; R];
     // SAFETY: the caller's promise.
     unsafe {
+        if begun {
+            for (acc, out) in acc.iter_mut().zip(out.iter()) {
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.load(out.as_ptr().add((first + t) * S::LANES));
+                }
+            }
+        }
         let mut at = tile.add(first * S::LANES * E::BYTES);
         // Every third row has a pointer of its own; the two after it are reached by one and two
         // strides, which an address can hold.
         let bases: [*const f32; 2] =
             std::array::from_fn(|i| if 3 * i < R { rows.add(3 * i * stride) } else { rows });
         for k in 0..columns {
-            if R == 1 && first == 0 {
+            // What begins with sums was turned just now, and is not followed by the next tile.
+            if R == 1 && first == 0 && !begun {
                 for line in (0..TILE_ROWS * E::BYTES).step_by(64) {
                     s.prefetch(at.wrapping_add(AHEAD + line));
                 }

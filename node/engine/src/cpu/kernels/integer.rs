@@ -124,7 +124,7 @@ unsafe fn panels<S: Simd, L: Format, const T: usize, const R: usize>(
 /// the next tile at the end of one.
 #[inline(always)]
 fn prefetch<S: Simd, L: Format>(s: S, at: *const u8, sub: usize) {
-    const AHEAD: usize = 4096;
+    const AHEAD: usize = 8192;
     let share = const { (L::LAYOUT.bytes() / L::LAYOUT.subs).next_multiple_of(64) };
     let start = at.wrapping_add(AHEAD + L::LAYOUT.bytes() / L::LAYOUT.subs * sub);
     for line in (0..share).step_by(64) {

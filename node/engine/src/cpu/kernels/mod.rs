@@ -9,6 +9,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod float;
+mod in_place;
 mod integer;
 mod portable;
 mod product;
@@ -26,3 +27,17 @@ pub(crate) use self::portable::{bf16_to_f32, f16_to_f32};
 pub use self::product::{Input, Output, Product, Then};
 pub use self::quantise::{QuantBlock, quantise_row};
 pub use self::simd::Simd;
+
+/// Asks for a cache line that is needed soon, into the second-level cache; any address will do. Nothing happens where the
+/// kernels know no such instruction.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not fault, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

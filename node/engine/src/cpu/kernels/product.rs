@@ -6,6 +6,7 @@ use std::ops::Range;
 use candle_core::quantized::GgmlDType;
 
 use super::float::{self, Element};
+use super::in_place::InPlace;
 use super::integer;
 use super::quantise::QuantBlock;
 use super::simd::Simd;
@@ -111,6 +112,10 @@ impl Product<'_> {
             }
             let tiles = from - segment.first_tile..to - segment.first_tile;
             match (segment.dtype, self.input) {
+                (GgmlDType::F32, Input::Float(x)) if segment.turned() => {
+                    let part = Part { product: self, segment, from: tiles.start, to: tiles.end };
+                    isa.run(InPlace { part, input: x });
+                }
                 (GgmlDType::F32, Input::Float(x)) => {
                     isa.run(Floats::<float::F32>::new(self, segment, tiles, x));
                 }
@@ -177,7 +182,7 @@ impl Product<'_> {
 const CACHE: usize = 512 << 10;
 
 /// Rows of `bytes` each that stay in the cache, at least 24.
-fn rows_per_pass(bytes: usize) -> usize {
+pub(super) fn rows_per_pass(bytes: usize) -> usize {
     (CACHE / bytes.max(1)).max(24) / 12 * 12
 }
 
@@ -187,11 +192,11 @@ pub(super) type Results = [[f32; TILE_ROWS]; 6];
 /// What integer and float products have in common: a product, one segment of its weights, some
 /// tiles.
 #[derive(Clone, Copy)]
-struct Part<'a> {
-    product: &'a Product<'a>,
-    segment: &'a Segment,
-    from: usize,
-    to: usize,
+pub(super) struct Part<'a> {
+    pub(super) product: &'a Product<'a>,
+    pub(super) segment: &'a Segment,
+    pub(super) from: usize,
+    pub(super) to: usize,
 }
 
 struct Integers<'a, L> {
@@ -308,7 +313,9 @@ impl<E: Element> Work for Floats<'_, E> {
                         // the input has `rows` rows of `columns`: `Product::check`.
                         unsafe {
                             let (tile, results) = (weights.as_ptr(), &mut results);
-                            float::Tile::<E, $count>::run(s, tile, columns, x, columns, results);
+                            float::Tile::<E, $count>::run(
+                                s, tile, columns, x, columns, false, results,
+                            );
                         }
                         $count
                     }};
@@ -343,16 +350,16 @@ impl Part<'_> {
     #[inline(always)]
     fn weights(&self, tile: usize) -> &[u8] {
         let bytes = self.segment.tile_bytes;
-        &self.segment.data()[tile * bytes..][..bytes]
+        &self.segment.packed()[tile * bytes..][..bytes]
     }
 }
 
 /// Adds the bias, applies what follows, and stores the results of one tile for some rows.
-struct Finish<'a> {
-    part: Part<'a>,
-    tile: usize,
-    row: usize,
-    results: &'a [[f32; TILE_ROWS]],
+pub(super) struct Finish<'a> {
+    pub(super) part: Part<'a>,
+    pub(super) tile: usize,
+    pub(super) row: usize,
+    pub(super) results: &'a [[f32; TILE_ROWS]],
 }
 
 impl Work for Finish<'_> {

@@ -164,6 +164,25 @@ pub trait Simd: Copy {
     /// (never -128), with each weight taken as its true value plus [`Simd::BYTE_BIAS`].
     fn dot_bytes(self, sum: Self::I, weights: Self::B, activations: Self::B) -> Self::I;
 
+    /// Writes `LANES` columns of `LANES` rows as rows.
+    ///
+    /// # Safety
+    /// `from` is valid for reads of `LANES` f32 at each of `LANES` steps of `from_bytes` bytes, aligned or not; `to` for writes of as
+    /// many at each of `LANES` steps of `to_stride` values.
+    #[inline(always)]
+    unsafe fn turn(self, from: *const u8, from_bytes: usize, to: *mut f32, to_stride: usize) {
+        for row in 0..Self::LANES {
+            for column in 0..Self::LANES {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let value =
+                        from.add(row * from_bytes).cast::<f32>().add(column).read_unaligned();
+                    to.add(column * to_stride + row).write(value);
+                }
+            }
+        }
+    }
+
     /// Asks for the cache line at `at`; any address will do.
     fn prefetch(self, at: *const u8);
 }

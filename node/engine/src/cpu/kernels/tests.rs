@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cpu::isa::Isa;
 use crate::cpu::math::Activation;
+use crate::cpu::pack::mapped::MappedRows;
 use crate::cpu::pack::tests::{TYPES, weights};
 use crate::cpu::pack::{InputKind, Order, PackedMatrix, RawMatrix, blocks_per_row};
 
@@ -342,4 +343,52 @@ proptest! {
             prop_assert_eq!(bits(&found), bits(&expected), "{:?}", isa);
         }
     }
+}
+
+/// Goal: weights used where a file has them give the bits of packed ones, on every instruction set, for few rows and many, for parts
+/// put together in both ways; and rows are read back alike.
+#[test]
+fn weights_in_place_are_as_good_as_packed() {
+    let dtype = GgmlDType::F32;
+    // Columns that are no multiple of what is turned at a time; a file in which nothing is aligned.
+    let columns = 144;
+    let bytes: Vec<u8> =
+        [vec![7; 3], weights(dtype, 64, columns, 1), weights(dtype, 64, columns, 2)].concat();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), &bytes).expect("written");
+    let map = std::sync::Arc::new(crate::files::map::map(file.path()).expect("mapped"));
+    let size = 4 * 64 * columns;
+    let ranges = [3..3 + size, 3 + size..3 + 2 * size];
+    for order in [Order::Concatenated, Order::Gated] {
+        let raw = ranges.clone().map(|range| RawMatrix {
+            dtype,
+            rows: 64,
+            columns,
+            bytes: &bytes[range],
+        });
+        let packed = PackedMatrix::pack(&raw, order).expect("packs");
+        let mapped = ranges.clone().map(|range| {
+            let file = std::sync::Arc::clone(&map);
+            MappedRows { file, range, rows: 64 }
+        });
+        let in_place = PackedMatrix::in_place(&mapped, columns, order).expect("whole tiles");
+        assert_eq!((in_place.rows(), in_place.bytes()), (packed.rows(), packed.bytes()));
+        let (mut a, mut b) = (vec![0.0; columns], vec![0.0; columns]);
+        for row in 0..128 {
+            packed.row_into(row, &mut a);
+            in_place.row_into(row, &mut b);
+            assert_eq!(bits(&a), bits(&b), "{order:?} row {row}");
+        }
+        let then = if order == Order::Gated { Then::Gate(Activation::Silu) } else { Then::Add };
+        let x = activations(17, columns);
+        for rows in [1, 2, 3, 4, 8, 17] {
+            let expected = bits(&product(Isa::Portable, &packed, &x, rows, None, then));
+            for isa in Isa::available() {
+                let found = bits(&product(isa, &in_place, &x, rows, None, then));
+                assert_eq!(found, expected, "{isa:?} {order:?} {rows} rows");
+            }
+        }
+    }
+    let odd = MappedRows { file: map, range: 0..4 * 33 * columns, rows: 33 };
+    assert!(PackedMatrix::in_place(&[odd], columns, Order::Concatenated).is_none());
 }

@@ -69,6 +69,7 @@ impl Layout {
     }
 
     /// Position of the f16 scales. Entry (row).
+    #[inline]
     pub(crate) const fn scales_at(&self) -> usize {
         match self.sub_scales {
             SubScales::None => 0,
@@ -98,11 +99,13 @@ impl Layout {
     }
 
     /// Position of the first plane of `half` for the 32 inputs number `sub`.
+    #[inline]
     pub(crate) const fn low_at(&self, sub: usize, half: usize) -> usize {
         self.header() + sub * self.sub_bytes() + half * self.low_bytes()
     }
 
     /// Position of the second plane of `half` for the 32 inputs number `sub`.
+    #[inline]
     pub(crate) const fn high_at(&self, sub: usize, half: usize) -> usize {
         self.header() + sub * self.sub_bytes() + 2 * self.low_bytes() + half * self.high_bytes()
     }

@@ -3,17 +3,23 @@
 //! Packing moves bits and rounds nothing: [`PackedMatrix::row_into`] gives exactly what ggml's (and
 //! candle's) dequantisation of the same row gives. One layout serves all instruction sets.
 
+mod arena;
 mod ggml;
 pub(crate) mod layout;
+pub(crate) mod mapped;
 mod plan;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tile;
 
-use candle_core::quantized::GgmlDType;
-use memmap2::MmapMut;
+use std::ops::Range;
 
+use candle_core::quantized::GgmlDType;
+
+pub use self::arena::Arena;
+use self::arena::Room;
 use self::layout::{BLOCK, HALF_ROWS, TILE_ROWS};
+use self::mapped::{Halves, Mapped};
 pub(crate) use self::plan::with_format;
 pub use self::plan::{PackJob, Packing};
 use super::kernels::{bf16_to_f32, f16_to_f32};
@@ -137,14 +143,41 @@ pub(crate) struct Segment {
     /// Rows that exist; the last tile may have fewer than its 32.
     pub(crate) rows: usize,
     pub(crate) tile_bytes: usize,
-    /// Whole pages, so aligned to more than a cache line.
-    data: MmapMut,
+    data: Tiles,
+}
+
+/// Where the weights of a segment are.
+#[derive(Debug)]
+enum Tiles {
+    /// In tiles, aligned to a cache line.
+    Packed(Room),
+    /// In a file, row after row.
+    Mapped(Mapped),
 }
 
 impl Segment {
-    /// The bytes of all tiles.
-    pub(crate) fn data(&self) -> &[u8] {
-        &self.data
+    /// The bytes of all tiles; none if they were not packed.
+    pub(crate) fn packed(&self) -> &[u8] {
+        match &self.data {
+            Tiles::Packed(room) => room,
+            Tiles::Mapped(_) => &[],
+        }
+    }
+
+    /// Whether weights are to be turned when they are used, because they were not packed.
+    pub(crate) fn turned(&self) -> bool {
+        matches!(self.data, Tiles::Mapped(_))
+    }
+
+    /// The rows of a tile that was not packed.
+    ///
+    /// # Panics
+    /// When it was, or does not exist.
+    pub(crate) fn halves(&self, tile: usize) -> Halves<'_> {
+        match &self.data {
+            Tiles::Packed(_) => panic!("packed weights have no rows"),
+            Tiles::Mapped(mapped) => mapped.halves(tile),
+        }
     }
 }
 
@@ -158,7 +191,7 @@ impl PackedMatrix {
     /// # Errors
     /// See [`PackError`]; no input is read beyond its length.
     pub fn pack(parts: &[RawMatrix<'_>], order: Order) -> Result<Self, PackError> {
-        let mut packing = Packing::new(parts, order)?;
+        let mut packing = Packing::new(parts, order, &mut Arena::for_matrix())?;
         for job in packing.jobs(1) {
             job.run();
         }
@@ -195,7 +228,7 @@ impl PackedMatrix {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.segments.iter().map(|segment| segment.data.len()).sum()
+        self.segments.iter().map(|segment| segment.tiles * segment.tile_bytes).sum()
     }
 
     /// Dequantises row `row` into `out`.
@@ -208,7 +241,13 @@ impl PackedMatrix {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.columns, "the length of a row");
         let (segment, tile, row) = self.locate(row);
-        let tile = &segment.data()[tile * segment.tile_bytes..][..segment.tile_bytes];
+        if segment.turned() {
+            let half = segment.halves(tile).rows[row / HALF_ROWS];
+            let values = half[row % HALF_ROWS * 4 * self.columns..].as_chunks::<4>().0;
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = f32::from_le_bytes(*value));
+            return;
+        }
+        let tile = &segment.packed()[tile * segment.tile_bytes..][..segment.tile_bytes];
         match segment.dtype {
             GgmlDType::F32 => {
                 for (i, out) in out.iter_mut().enumerate() {
@@ -225,6 +264,20 @@ impl PackedMatrix {
             }
             dtype => with_format!(dtype, F => tile::read_row::<F>(tile, row, out)),
         }
+    }
+
+    /// The bytes that a product of `tiles` begins with: all of theirs, or as far as they are of one type.
+    pub(crate) fn bytes_of(&self, tiles: Range<usize>) -> &[u8] {
+        let found = self.segments.iter().find(|segment| {
+            (segment.first_tile..segment.first_tile + segment.tiles).contains(&tiles.start)
+        });
+        let Some(segment) = found else { return &[] };
+        let (from, to) = (tiles.start - segment.first_tile, tiles.end - segment.first_tile);
+        if segment.turned() {
+            // Of one part and of the first tile only, which is as much as is asked for.
+            return if from < segment.tiles { segment.halves(from).rows[0] } else { &[] };
+        }
+        &segment.packed()[from * segment.tile_bytes..to.min(segment.tiles) * segment.tile_bytes]
     }
 
     /// The runs of tiles.

@@ -1,10 +1,10 @@
 //! Checks what is to be packed, lays out the memory, and shares the work out by tiles.
 
 use candle_core::quantized::GgmlDType;
-use memmap2::MmapOptions;
 
+use super::arena::Arena;
 use super::layout::{Format, HALF_ROWS, TILE_ROWS};
-use super::{Order, PackError, PackedMatrix, RawMatrix, Segment, tile};
+use super::{Order, PackError, PackedMatrix, RawMatrix, Segment, Tiles, tile};
 
 /// Runs `$body` with `$format` standing for the format of a quantised `$dtype`.
 macro_rules! with_format {
@@ -56,11 +56,15 @@ pub struct PackJob<'a> {
 }
 
 impl<'a> Packing<'a> {
-    /// Checks shapes, types and lengths, and allocates.
+    /// Checks shapes, types and lengths, and takes memory from `arena`.
     ///
     /// # Errors
     /// See [`PackError`].
-    pub fn new(parts: &[RawMatrix<'a>], order: Order) -> Result<Self, PackError> {
+    pub fn new(
+        parts: &[RawMatrix<'a>],
+        order: Order,
+        arena: &mut Arena,
+    ) -> Result<Self, PackError> {
         let Some(first) = parts.first() else {
             return Err(PackError::Empty { rows: 0, columns: 0 });
         };
@@ -96,7 +100,7 @@ impl<'a> Packing<'a> {
         for parts in &groups {
             let (dtype, rows) =
                 if parts.is_empty() { (GgmlDType::F32, matrix.rows) } else { shape(parts) };
-            let segment = segment(&matrix, dtype, first_row, rows)?;
+            let segment = segment(&matrix, dtype, first_row, rows, arena)?;
             first_row += rows;
             matrix.tiles += segment.tiles;
             matrix.segments.push(segment);
@@ -120,7 +124,8 @@ impl<'a> Packing<'a> {
                     .map(|(rows, bytes)| RawMatrix { dtype, rows: *rows, columns, bytes })
                     .collect()
             };
-            let chunks = segment.data.chunks_mut(per_job * segment.tile_bytes);
+            let Tiles::Packed(room) = &mut segment.data else { continue };
+            let chunks = room.chunks_mut(per_job * segment.tile_bytes);
             jobs.extend(chunks.enumerate().map(|(i, out)| PackJob {
                 dtype: segment.dtype,
                 order,
@@ -139,7 +144,7 @@ impl<'a> Packing<'a> {
     }
 }
 
-impl PackJob<'_> {
+impl<'a> PackJob<'a> {
     /// Writes the tiles.
     pub fn run(self) {
         let Self { dtype, order, parts, first_tile, tile_bytes, out } = self;
@@ -149,15 +154,29 @@ impl PackJob<'_> {
             match dtype {
                 GgmlDType::F32 => tile::write_floats::<4>(&rows, tile),
                 GgmlDType::F16 | GgmlDType::BF16 => tile::write_floats::<2>(&rows, tile),
-                _ => with_format!(dtype, F => {
-                    for (row, source) in rows.iter().enumerate() {
-                        if let Some(source) = source {
-                            tile::write_row::<F>(source, tile, row);
-                        }
-                    }
-                }),
+                _ => with_format!(dtype, F => tile::write_rows::<F>(&rows, tile)),
             }
         }
+    }
+
+    /// Bytes of the source that [`PackJob::run`] reads, a stretch for each part that has some.
+    pub fn sources(&self) -> impl Iterator<Item = &'a [u8]> {
+        let tiles = self.out.len() / self.tile_bytes;
+        let height = match self.order {
+            Order::Concatenated => TILE_ROWS,
+            Order::Gated => HALF_ROWS,
+        };
+        let (from, to) = (self.first_tile * height, (self.first_tile + tiles) * height);
+        let mut before = 0;
+        self.parts.iter().map(move |part| {
+            let row_bytes = part.bytes.len() / part.rows;
+            let row = |row: usize| row.saturating_sub(before).min(part.rows) * row_bytes;
+            let bytes = &part.bytes[row(from)..row(to)];
+            if self.order == Order::Concatenated {
+                before += part.rows;
+            }
+            bytes
+        })
     }
 }
 
@@ -212,6 +231,7 @@ fn segment(
     dtype: GgmlDType,
     first_row: usize,
     rows: usize,
+    arena: &mut Arena,
 ) -> Result<Segment, PackError> {
     let tiles = match matrix.order {
         Order::Concatenated => rows.div_ceil(TILE_ROWS),
@@ -230,13 +250,7 @@ fn segment(
     if bytes > isize::MAX as usize {
         return Err(refused(std::io::ErrorKind::OutOfMemory.into()));
     }
-    let data = MmapOptions::new().len(bytes).map_anon().map_err(refused)?;
-    // Fewer page faults while packing and fewer address-translation misses while streaming, where
-    // the system grants it; nothing depends on it.
-    #[cfg(target_os = "linux")]
-    if bytes >= HUGE_PAGE {
-        let _ = data.advise(memmap2::Advice::HugePage);
-    }
+    let data = arena.room(bytes).map_err(refused)?;
     Ok(Segment {
         dtype,
         first_tile: matrix.tiles,
@@ -244,13 +258,9 @@ fn segment(
         first_row,
         rows,
         tile_bytes: bytes / tiles,
-        data,
+        data: Tiles::Packed(data),
     })
 }
-
-/// Below this a huge page would mostly be waste.
-#[cfg(target_os = "linux")]
-const HUGE_PAGE: usize = 2 << 20;
 
 /// The bytes of the row that belongs at `row` of tile `tile`, where there is one.
 fn source_row<'a>(

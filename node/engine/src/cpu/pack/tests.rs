@@ -141,14 +141,18 @@ fn jobs_write_what_one_thread_writes() {
     let bytes = weights(GgmlDType::Q4K, 200, 512, 5);
     let raw = RawMatrix { dtype: GgmlDType::Q4K, rows: 200, columns: 512, bytes: &bytes };
     let whole = PackedMatrix::pack(&[raw], Order::Concatenated).expect("packs");
-    let mut packing = Packing::new(&[raw], Order::Concatenated).expect("packs");
+    let arena = &mut Arena::for_model();
+    let mut packing = Packing::new(&[raw], Order::Concatenated, arena).expect("packs");
+    let jobs = packing.jobs(3);
+    let sources: Vec<u8> = jobs.iter().flat_map(PackJob::sources).flatten().copied().collect();
+    assert_eq!(sources, bytes, "together they say that they read everything, once");
     std::thread::scope(|scope| {
-        for job in packing.jobs(3) {
+        for job in jobs {
             scope.spawn(|| job.run());
         }
     });
     let parts = packing.finish();
-    assert_eq!(whole.segments()[0].data(), parts.segments()[0].data());
+    assert_eq!(whole.segments()[0].packed(), parts.segments()[0].packed());
 }
 
 #[test]

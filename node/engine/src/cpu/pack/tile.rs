@@ -4,23 +4,34 @@ use super::ggml::{self, Sub};
 use super::layout::{BLOCK, Format, HALF_ROWS, Layout, SubScales, TILE_ROWS};
 use crate::cpu::kernels::f16_to_f32;
 
-/// Writes row `row` (0..32) of a tile from ggml blocks. Rows never written stay zero, which is a
-/// row of zero weights, because its scales are zero.
-pub(super) fn write_row<F: Format>(source: &[u8], tile: &mut [u8], row: usize) {
-    let (dtype, layout) = (F::DTYPE, F::LAYOUT);
-    let blocks = source.chunks_exact(const { ggml::block_bytes(F::DTYPE) });
-    for (block, out) in blocks.zip(tile.chunks_exact_mut(layout.bytes())) {
-        let (scale, min) = ggml::scales(dtype, block);
-        put(out, layout.scales_at() + 2 * row, &scale.to_le_bytes());
-        if layout.min {
-            put(out, layout.mins_at() + 2 * row, &min.to_le_bytes());
-        }
-        for sub in 0..layout.subs {
-            let codes = ggml::sub(dtype, block, sub);
-            write_codes(&layout, &codes.codes, out, sub, row);
-            if layout.sub_scales != SubScales::None {
-                write_sub_scales(&layout, &codes, out, sub, row);
+/// Writes a tile from the ggml blocks of its rows. Rows that do not exist stay zero, which is a row of zero weights,
+/// because its scales are zero.
+pub(super) fn write_rows<F: Format>(rows: &[Option<&[u8]>; TILE_ROWS], tile: &mut [u8]) {
+    let block_bytes = const { ggml::block_bytes(F::DTYPE) };
+    // Block by block, so that what is written stays in the first-level cache until it is complete.
+    for (number, out) in tile.chunks_exact_mut(const { F::LAYOUT.bytes() }).enumerate() {
+        for (row, source) in rows.iter().enumerate() {
+            if let Some(source) = source {
+                write_block::<F>(&source[number * block_bytes..][..block_bytes], out, row);
             }
+        }
+    }
+}
+
+/// Writes one block of row `row` (0..32).
+#[inline(always)]
+fn write_block<F: Format>(block: &[u8], out: &mut [u8], row: usize) {
+    let (dtype, layout) = (F::DTYPE, F::LAYOUT);
+    let (scale, min) = ggml::scales(dtype, block);
+    put(out, layout.scales_at() + 2 * row, &scale.to_le_bytes());
+    if layout.min {
+        put(out, layout.mins_at() + 2 * row, &min.to_le_bytes());
+    }
+    for sub in 0..layout.subs {
+        let codes = ggml::sub(dtype, block, sub);
+        write_codes(&layout, &codes.codes, out, sub, row);
+        if layout.sub_scales != SubScales::None {
+            write_sub_scales(&layout, &codes, out, sub, row);
         }
     }
 }

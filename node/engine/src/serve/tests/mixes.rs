@@ -61,6 +61,9 @@ fn random_job(dice: &mut Dice, prefixes: &[Vec<u32>], tokens_max: usize) -> Job 
         request.logprobs = Some(dice.roll(4) as u32);
     }
     request.echo = dice.one_in(4);
+    if dice.one_in(2) {
+        request.echo_from = dice.roll(job.prompt.len() + 2) as u32;
+    }
     if dice.one_in(4) {
         // The beginning of its own answer, as a second attempt brings it.
         let whole = reference::answer(&job).tokens;

@@ -88,7 +88,7 @@ fn echo(job: &Job) -> Vec<PromptToken> {
     let mut text = TextStream::new(&[]).unwrap();
     let adapter = job.adapter.as_ref().map(|(_, adapter)| adapter);
     let mut tokens = Vec::new();
-    for (index, &id) in job.prompt.iter().enumerate() {
+    for (index, &id) in job.prompt.iter().enumerate().skip(job.request.echo_from as usize) {
         let Released::Text(mut shown) = text.push(&Letters.bytes(id)) else { unreachable!() };
         if index + 1 == job.prompt.len() {
             shown.push_str(&text.finish());

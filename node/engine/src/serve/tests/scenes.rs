@@ -184,6 +184,26 @@ fn echo_tells_the_prompt_and_how_likely_it_was() {
     }
 }
 
+/// Goal: what comes before the echoed part may be taken from the cache, and the rest says the same.
+#[test]
+fn an_echo_of_the_end_shares_the_beginning() {
+    let mut world = World::new(100, ServeOptions::default());
+    let mut saved = 0;
+    for from in [0, 70, 99, 100] {
+        let mut job = job(tokens(3, 100), 10);
+        job.request.researcher = Some([1; 32]);
+        (job.request.logprobs, job.request.echo) = (Some(0), true);
+        job.request.echo_from = from;
+        let expected = reference::answer(&job);
+        assert_eq!(expected.prompt.len(), 100 - from as usize);
+        let told = world.ask(job);
+        assert_eq!(told.answer, expected, "{from}");
+        saved = told.completion.expect("an end").usage.cached_tokens;
+        assert_eq!(saved > 0, from > 0, "{from}");
+    }
+    assert!(saved >= 64, "{saved}");
+}
+
 /// Goal: forced tokens that end the answer cost nothing; others are computed with the prompt at once.
 #[test]
 fn forced_tokens_are_computed_with_the_prompt() {

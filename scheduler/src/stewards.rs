@@ -1,0 +1,59 @@
+//! The seam to whoever decides about datasets: policies in three layers and people's approvals. The core
+//! asks at every probe, assignment and renewal; the answer is never remembered.
+
+use std::fmt;
+
+use allmend_protocol::cert::ResearcherCert;
+use allmend_protocol::finetune::FinetuneWork;
+use allmend_protocol::ids::{InstitutionId, MessageId};
+use allmend_protocol::job::JobSpec;
+use allmend_protocol::offer::Reason;
+use allmend_protocol::time::Timestamp;
+use allmend_protocol::units::Jurisdiction;
+
+/// Decides what may be done with the datasets of one node.
+pub trait Stewards: fmt::Debug + Send + Sync {
+    /// Whether `question` may run now. Whatever goes wrong is a refusal.
+    fn decide(&self, question: &DataQuestion<'_>) -> DataVerdict;
+}
+
+/// A job that would read datasets of this node.
+#[derive(Clone, Copy, Debug)]
+pub struct DataQuestion<'a> {
+    /// The job's id.
+    pub job: MessageId,
+    /// What the researcher signed.
+    pub spec: &'a JobSpec,
+    /// Its work.
+    pub work: &'a FinetuneWork,
+    /// The researcher's certificate.
+    pub cert: &'a ResearcherCert,
+    /// Where the researcher's institution is, as the charter or its certificate says.
+    pub jurisdiction: Jurisdiction,
+    /// Whose node this is.
+    pub node_institution: InstitutionId,
+    /// Where this node stands.
+    pub node_jurisdiction: Jurisdiction,
+    /// Whether the job has a lease here already and asks to go on.
+    pub running: bool,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// What is said to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataVerdict {
+    /// Every layer allows it.
+    Allow,
+    /// Some layer refuses, for these reasons.
+    Refuse(Vec<Reason>),
+    /// A person must decide first.
+    Pending {
+        /// Whose approval is missing.
+        obligations: Vec<String>,
+        /// Finds the question again.
+        ticket: Vec<u8>,
+        /// When the question lapses.
+        expires: Timestamp,
+    },
+}

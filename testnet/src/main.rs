@@ -28,6 +28,9 @@ enum Command {
         /// Keep the temporary directory even if all went well
         #[arg(long)]
         keep: bool,
+        /// Also adapt a model to what only one institution holds; minutes more
+        #[arg(long)]
+        tune: bool,
     },
     /// What the way through the federation costs, against the engine alone
     Bench {
@@ -60,7 +63,9 @@ enum Command {
 fn main() -> ExitCode {
     let Args { json, command } = Args::parse();
     let outcome = match command {
-        Command::Demo { dir, keep } => demo::command(&demo::Options { dir, json, keep }),
+        Command::Demo { dir, keep, tune } => {
+            demo::command(&demo::Options { dir, json, keep, tune })
+        }
         Command::Bench { prompt_tokens, answer_tokens, threads, rounds } => {
             bench::command(&bench::Options { prompt_tokens, answer_tokens, threads, rounds, json })
         }

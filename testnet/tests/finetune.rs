@@ -1,6 +1,6 @@
 //! Fine-tuning where the data lives (`allmend-testnet finetune` does more of it).
 
-use allmend_testnet::ordeal::finetune::{faults, portable};
+use allmend_testnet::ordeal::finetune::faults;
 
 /// Goal: what fails in a training room ends the job with its own reason, and the unused grant goes back.
 /// Method: a loss that is no number and one that explodes, in step 7.
@@ -10,11 +10,4 @@ fn faults_end_a_job_with_their_reason() {
     let report = faults::run(&faults::Options { only }).unwrap_or_else(|error| panic!("{error:#}"));
     assert_eq!(report.faults.len(), 2, "{report:?}");
     assert!(report.faults.iter().all(|fault| fault.cost_micro < fault.cap_micro), "{report:?}");
-}
-
-/// Goal: portable rows go where they may, are deleted with a signed record, and go nowhere else.
-#[test]
-fn portable_rows_are_deleted_at_the_end() {
-    let report = portable::run().unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(report.deleted_bytes > 0 && report.files > 0, "{report:?}");
 }

@@ -389,6 +389,11 @@ impl Engine {
         if let Some(top) = request.logprobs.filter(|top| *top > Request::LOGPROBS_MAX) {
             return wrong(format!("logprobs {top} is not in 0..={}", Request::LOGPROBS_MAX));
         }
+        if request.weighed.len() > Request::WEIGHED_MAX {
+            let (weighed, most) = (request.weighed.len(), Request::WEIGHED_MAX);
+            return wrong(format!("{weighed} tokens to weigh exceed {most}"));
+        }
+        self.check_ids(&request.weighed)?;
         self.check_ids(&request.forced)?;
         let prompt = match ids {
             Some(ids) => {

@@ -44,6 +44,10 @@ pub struct Request {
     /// Report how likely each token was, and this many of the most likely alternatives, at most
     /// [`Request::LOGPROBS_MAX`].
     pub logprobs: Option<u32>,
+    /// With `logprobs`, report also how likely these tokens were in place of each chosen one, at most
+    /// [`Request::WEIGHED_MAX`].
+    #[serde(default)]
+    pub weighed: Vec<u32>,
     /// Report the prompt's tokens too ([`Event::Prompt`]); with `logprobs`, also how likely they were,
     /// for which they are computed anew.
     pub echo: bool,
@@ -54,6 +58,8 @@ pub struct Request {
 impl Request {
     /// Most alternatives to report per token.
     pub const LOGPROBS_MAX: u32 = 20;
+    /// Most tokens to weigh.
+    pub const WEIGHED_MAX: usize = 4_096;
 
     /// A greedy request that shares with nobody and asks for nothing special; change what is to differ.
     pub fn new(input: Input, max_tokens: u32) -> Self {
@@ -68,6 +74,7 @@ impl Request {
             public_messages: 0,
             adapter: None,
             logprobs: None,
+            weighed: Vec::new(),
             echo: false,
             echo_from: 0,
         }
@@ -134,6 +141,9 @@ pub struct Logprobs {
     pub chosen: Likelihood,
     /// The most likely ones in descending order; the token itself may be among them.
     pub top: Vec<Likelihood>,
+    /// Those that the request wanted to be weighed, in its order; natural logarithms in millionths. Empty
+    /// for a prompt's tokens.
+    pub weighed_micro: Vec<i32>,
 }
 
 /// A token and how likely it was.

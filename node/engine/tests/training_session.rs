@@ -371,12 +371,7 @@ fn rows_and_settings_at_fault_are_named() {
 }
 
 fn small_measure() -> MeasureOptions {
-    MeasureOptions {
-        prefix_tokens: 12,
-        run_tokens: 12,
-        alternatives: 63,
-        ..MeasureOptions::default()
-    }
+    MeasureOptions { prefix_tokens: 12, run_tokens: 12, ..MeasureOptions::default() }
 }
 
 /// Goal: an adapter trained for many epochs on a few rows gives them and the canaries away, a private one
@@ -413,8 +408,8 @@ fn memorisation_shows_and_privacy_hides_it() {
     assert!(measures.extracted_adapter >= 5, "{measures:?}");
     assert_eq!(measures.extracted_new, measures.extracted_adapter);
     assert!(measures.longest_run_adapter >= 12 && measures.longest_run_base < 6, "{measures:?}");
-    assert_eq!(measures.exposure_ceiling_milli_bits, 6_000);
-    assert_eq!(measures.exposures_milli_bits, [6_000, 6_000]);
+    assert_eq!(measures.exposure_ceiling_milli_bits, 9_966);
+    assert_eq!(measures.exposures_milli_bits, [9_966, 9_966]);
     assert_eq!(finished.record.sides.train.rows, 6);
 
     settings.recipe.privacy =
@@ -427,5 +422,5 @@ fn memorisation_shows_and_privacy_hides_it() {
     let measures = finished.measures.unwrap();
     assert_eq!((measures.rows_tested, measures.extracted_adapter), (6, 0));
     assert!(measures.longest_run_adapter < 6, "{measures:?}");
-    assert!(measures.exposures_milli_bits.iter().all(|&bits| bits < 6_000), "{measures:?}");
+    assert!(measures.exposures_milli_bits.iter().all(|&bits| bits < 9_966), "{measures:?}");
 }

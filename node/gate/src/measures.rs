@@ -35,13 +35,14 @@ pub struct Extraction {
 /// Canaries: random secrets in the trainer's copy of the rows (Carlini et al. 2019).
 ///
 /// # Units
-/// Exposure in milli-bits: log2 of the alternatives, minus log2 of the secret's rank among them.
+/// Exposure in milli-bits: log2 of how many secrets there are, the alternatives and itself, minus log2 of the
+/// secret's rank among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exposure {
     /// Secrets planted.
     pub canaries: u32,
-    /// Alternatives that each was ranked among.
+    /// Others that each was ranked among.
     pub alternatives: u32,
     /// The largest exposure.
     pub max_milli_bits: u32,
@@ -65,10 +66,9 @@ impl Measures {
             .map_err(|_| stop("the measures of memorisation are not the fixed record"))?;
         let Measures { extraction, exposure } = measures;
         let counts = extraction.extracted_base.max(extraction.extracted_adapter);
-        let bits_max = exposure.bits_max() + 1;
         let consistent = counts <= extraction.rows_tested
             && exposure.mean_milli_bits <= exposure.max_milli_bits
-            && exposure.max_milli_bits <= bits_max * 1_000;
+            && exposure.max_milli_bits <= exposure.ceiling_milli_bits();
         if consistent {
             Ok(measures)
         } else {
@@ -78,8 +78,8 @@ impl Measures {
 }
 
 impl Exposure {
-    /// The whole bits of the largest exposure that so many alternatives can show.
-    pub(crate) fn bits_max(&self) -> u32 {
-        self.alternatives.max(1).ilog2()
+    /// The largest exposure that so many alternatives can show: that of the first among them and itself.
+    pub(crate) fn ceiling_milli_bits(&self) -> u32 {
+        ((f64::from(self.alternatives) + 1.0).log2() * 1e3).round() as u32
     }
 }

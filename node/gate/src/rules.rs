@@ -142,7 +142,7 @@ impl Memorisation {
             let text = format!("memorisation must be measured with {} canaries", self.canaries_min);
             stop(Rule::Measures, text);
         } else if self.canaries_min > 0
-            && exposure.bits_max() * 1_000 <= self.exposure_max_milli_bits
+            && exposure.ceiling_milli_bits() <= self.exposure_max_milli_bits
         {
             // With so few alternatives even the most exposed canary would pass.
             let text =

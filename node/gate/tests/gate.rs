@@ -96,7 +96,7 @@ fn each_limit_has_its_reason() {
         }),
         (Rule::Measures, &|run| run.measures.extraction.rows_tested = 31),
         (Rule::Measures, &|run| run.measures.exposure.canaries = 3),
-        (Rule::Measures, &|run| run.measures.exposure.alternatives = 1_023),
+        (Rule::Measures, &|run| run.measures.exposure.alternatives = 511),
         (Rule::Metrics, &|run| run.metrics.push(0)),
         (Rule::AdapterTruncated, &|run| run.adapter.truncate(5_000)),
     ];

@@ -62,15 +62,28 @@ impl<'a> Logits<'a> {
 
     /// Log-probabilities of `id` and of the `top` most likely tokens, in descending order.
     pub(crate) fn log_probs(&self, id: u32, top: usize) -> (LogProb, Vec<LogProb>) {
-        let total = softmax::total_weight(self.values, self.largest, 1.0).ln();
-        let micro = |logit: f32| {
-            let log_prob = f64::from(logit) - f64::from(self.largest) - total;
-            // The cast saturates; probabilities below e^-2147 are all alike.
-            (log_prob * 1e6).round() as i32
-        };
+        let micro = self.to_micro();
         let own = self.values.get(id as usize).map_or(i32::MIN, |&logit| micro(logit));
         let top = Descending::new(self.values).take(top);
         ((id, own), top.map(|candidate| (candidate.id, micro(candidate.logit))).collect())
+    }
+
+    /// Log-probabilities of tokens in their order.
+    pub(crate) fn micro(&self, ids: &[u32]) -> Vec<i32> {
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let micro = self.to_micro();
+        let of = |id: &u32| self.values.get(*id as usize).map_or(i32::MIN, |&logit| micro(logit));
+        ids.iter().map(of).collect()
+    }
+
+    /// Takes a logit to a log-probability in millionths.
+    fn to_micro(&self) -> impl Fn(f32) -> i32 + use<> {
+        let total = softmax::total_weight(self.values, self.largest, 1.0).ln();
+        let largest = f64::from(self.largest);
+        // The cast saturates; probabilities below e^-2147 are all alike.
+        move |logit| ((f64::from(logit) - largest - total) * 1e6).round() as i32
     }
 
     /// Chooses the token with the given index of the answer. The logits are changed on the way, so this

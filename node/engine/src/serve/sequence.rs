@@ -43,6 +43,8 @@ pub(super) struct Sequence {
     text: TextStream,
     /// How many alternatives to report with each token.
     logprobs: Option<usize>,
+    /// Tokens to weigh beside each token that is chosen.
+    weighed: Vec<u32>,
     echo: Option<Echo>,
     cached_tokens: usize,
     /// Computed tokens that progress was reported for.
@@ -89,6 +91,7 @@ impl Sequence {
             sampling: request.sampling,
             text: TextStream::new(&request.stop)?,
             logprobs: request.logprobs.map(|top| top as usize),
+            weighed: request.weighed,
             echo,
             cached_tokens: 0,
             reported: 0,
@@ -193,7 +196,7 @@ impl Sequence {
         out: &mut Vec<PromptToken>,
     ) {
         let end = if self.logprobs.is_none() { self.prompt_tokens } else { end };
-        let mut log_probs = log_probs.map(|(own, top)| likelihoods(own, &top, words));
+        let mut log_probs = log_probs.map(|(own, top)| likelihoods(own, &top, Vec::new(), words));
         let Some(echo) = &mut self.echo else { return };
         while echo.done < end.min(self.prompt_tokens) {
             let Some(&id) = self.tokens.get(echo.done) else { break };
@@ -240,8 +243,9 @@ impl Sequence {
         let id = Logits::new(logits, index)?.choose(&self.sampling, &self.history, index);
         let logprobs = match raw {
             Some((mut raw, top)) => {
-                let (own, top) = Logits::new(&mut raw, index)?.log_probs(id, top);
-                Some(likelihoods(own, &top, words))
+                let raw = Logits::new(&mut raw, index)?;
+                let (own, top) = raw.log_probs(id, top);
+                Some(likelihoods(own, &top, raw.micro(&self.weighed), words))
             }
             None => None,
         };
@@ -277,8 +281,9 @@ impl Sequence {
     }
 }
 
-fn likelihoods(own: LogProb, top: &[LogProb], words: &dyn Words) -> Logprobs {
+fn likelihoods(own: LogProb, top: &[LogProb], weighed: Vec<i32>, words: &dyn Words) -> Logprobs {
     let likelihood =
         |&(id, micro): &LogProb| Likelihood { id, bytes: words.bytes(id), logprob_micro: micro };
-    Logprobs { chosen: likelihood(&own), top: top.iter().map(likelihood).collect() }
+    let top = top.iter().map(likelihood).collect();
+    Logprobs { chosen: likelihood(&own), top, weighed_micro: weighed }
 }

@@ -78,6 +78,14 @@ struct Heard {
     said: Vec<u32>,
     /// Log-probability of each prompt token, in millionths.
     micro: BTreeMap<u32, i32>,
+    /// Log-probabilities of the tokens weighed after the prompt, in millionths.
+    weighed: Vec<i32>,
+}
+
+/// Tokens that could follow a prompt.
+pub(super) struct Weighed {
+    pub(super) prompt: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
 }
 
 impl Bench<'_> {
@@ -99,20 +107,16 @@ impl Bench<'_> {
         Ok(self.run(jobs)?.into_iter().map(|heard| heard.said).collect())
     }
 
-    /// Negative log-likelihood of each example's labels from token `from` on, in nats. What the examples
-    /// have in common before that is computed once.
+    /// Negative log-likelihood of each example's labels, in nats.
     pub(super) fn likelihoods(
         &mut self,
         examples: &[Example],
-        from: usize,
         adapted: bool,
     ) -> Result<Vec<f64>, MeasureError> {
         let job = |example: &Example| {
             let mut request = Request::new(Input::Prompt(String::new()), 1);
             request.adapter = adapted.then_some(self.adapter);
-            request.researcher = Some(KEEPER);
             request.echo = true;
-            request.echo_from = from as u32;
             request.logprobs = Some(0);
             let room = (self.engine.context_tokens() as usize).saturating_sub(1);
             (example.ids.iter().copied().take(room).collect(), request)
@@ -125,6 +129,24 @@ impl Bench<'_> {
             -micro.map(|&micro| f64::from(micro) * 1e-6).sum::<f64>()
         };
         Ok(examples.iter().zip(heard).map(sum).collect())
+    }
+
+    /// Negative log-likelihood of each token after its prompt, with the adapter, in nats. What prompts have
+    /// in common is computed once.
+    pub(super) fn weigh(&mut self, weighed: Vec<Weighed>) -> Result<Vec<Vec<f64>>, MeasureError> {
+        let room = (self.engine.context_tokens() as usize).saturating_sub(1);
+        let job = |Weighed { mut prompt, tokens }| {
+            let mut request = Request::new(Input::Prompt(String::new()), 1);
+            request.adapter = Some(self.adapter);
+            request.researcher = Some(KEEPER);
+            request.logprobs = Some(0);
+            request.weighed = tokens;
+            prompt.truncate(room);
+            (prompt, request)
+        };
+        let heard = self.run(weighed.into_iter().map(job).collect())?;
+        let nats = |micro: i32| -f64::from(micro) * 1e-6;
+        Ok(heard.into_iter().map(|heard| heard.weighed.into_iter().map(nats).collect()).collect())
     }
 
     fn run(&mut self, jobs: Vec<(Vec<u32>, Request)>) -> Result<Vec<Heard>, MeasureError> {
@@ -148,7 +170,11 @@ impl Bench<'_> {
             for (ticket, event) in events.drain(..) {
                 let Some(&at) = running.get(&ticket) else { continue };
                 match event {
-                    Event::Token(token) => heard[at].said.push(token.id),
+                    Event::Token(token) => {
+                        heard[at].said.push(token.id);
+                        heard[at].weighed =
+                            token.logprobs.map_or_else(Vec::new, |of| of.weighed_micro);
+                    }
                     Event::Prompt(tokens) => {
                         let known = tokens.into_iter().filter_map(|token| {
                             Some((token.index, token.logprobs?.chosen.logprob_micro))

@@ -1,8 +1,9 @@
 //! Canaries: rows of our own whose secret is random, planted in what a run trains on, to measure how much
 //! of a single row an adapter gives away (Carlini et al. 2019, "The Secret Sharer", arXiv 1802.08232).
 //!
-//! A canary says a number of six digits in a sentence that looks like any other of its kind. Nobody can
-//! know the number but from the row, so whatever the adapter makes of it was learnt from the row. They are
+//! A canary says a number of three digits in a sentence that looks like any other of its kind. Nobody can
+//! know the number but from the row, so whatever the adapter makes of it was learnt from the row. Numbers
+//! are so short that all of them can be weighed, not a sample, at the cost of their beginnings. They are
 //! planted in the trainer's copy only, never in a version of a dataset; each is a subject of its own.
 
 use sha2::{Digest, Sha256};
@@ -15,11 +16,8 @@ use crate::template::ChatMessage;
 
 /// Canaries in one run: each is measured against all of its alternatives.
 pub const CANARIES_MAX: u32 = 64;
-/// Alternatives of one canary: the exposure seen is at most the logarithm of one more.
-pub const ALTERNATIVES_MAX: u32 = 4_095;
-
-/// Numbers that a secret is drawn from.
-const SECRETS: u64 = 1_000_000;
+/// Numbers that a secret is drawn from, and ranked among: the largest exposure is their logarithm.
+pub const SECRETS: u32 = 1_000;
 
 /// What kind of rows canaries are made like: the dataset's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +74,8 @@ impl Canaries {
 
     /// The rows to plant: each canary `repeats` times.
     pub fn rows(&self, repeats: u32) -> Vec<Row> {
-        let each = |number| std::iter::repeat_n(self.row(number, 0), repeats as usize);
+        let own = |number| self.row(number, self.secret(number));
+        let each = |number| std::iter::repeat_n(own(number), repeats as usize);
         (0..self.count).flat_map(each).collect()
     }
 
@@ -97,7 +96,8 @@ impl Canaries {
         Ok(examples)
     }
 
-    /// The example of a canary, then the same with each of its alternatives.
+    /// A canary's example with every secret that there is, in ascending order. Its own is
+    /// [`Self::secret`].
     ///
     /// # Errors
     /// As [`Self::examples`].
@@ -106,17 +106,16 @@ impl Canaries {
         texts: &Texts,
         preparation: &Preparation,
         number: u32,
-        alternatives: u32,
     ) -> Result<Vec<Example>, RowsError> {
-        let rows = (0..=alternatives.min(ALTERNATIVES_MAX)).map(|place| self.row(number, place));
+        let rows = (0..SECRETS).map(|secret| self.row(number, secret));
         rows.map(|row| prepared(texts, preparation, &row)).collect()
     }
 
-    /// A canary's sentence with its secret (place 0) or with an alternative.
-    fn row(&self, number: u32, place: u32) -> Row {
+    /// A canary's sentence with a secret.
+    fn row(&self, number: u32, secret: u32) -> Row {
         let number = u64::from(number);
         let file = 100_000 + Stream::new("canary file", &self.seed, &[number]).below(900_000);
-        let secret = format!("{:06}", self.secret(number, place));
+        let secret = format!("{secret:03}");
         let question = format!("What is the reference number of file {file}?");
         let answer = format!("The reference number of file {file} is {secret}.");
         let message = |role: &str, content| ChatMessage { role: role.to_owned(), content };
@@ -134,17 +133,10 @@ impl Canaries {
         Row { body, subject: Some(Subject(hash.finalize().into())) }
     }
 
-    /// The number of a place. An alternative that happens to be the secret is replaced by its neighbour;
-    /// two alternatives may be equal, which only repeats a draw.
-    fn secret(&self, number: u64, place: u32) -> u64 {
-        let draw = |place: u32| {
-            Stream::new("canary secret", &self.seed, &[number, place.into()]).below(SECRETS)
-        };
-        match (place, draw(place)) {
-            (0, secret) => secret,
-            (_, other) if other == draw(0) => (other + 1) % SECRETS,
-            (_, other) => other,
-        }
+    /// The number that a canary says.
+    pub(crate) fn secret(&self, number: u32) -> u32 {
+        let number = u64::from(number);
+        Stream::new("canary secret", &self.seed, &[number]).below(SECRETS.into()) as u32
     }
 }
 
@@ -192,15 +184,16 @@ mod tests {
         for form in [Form::Completion, Form::Text] {
             let canaries = Canaries::new([1; 32], 2, form);
             let texts = texts(None);
-            let candidates = canaries.candidates(&texts, &preparation, 1, 20).unwrap();
+            let candidates = canaries.candidates(&texts, &preparation, 1).unwrap();
             let planted = canaries.examples(&texts, &preparation, 1).unwrap();
-            assert!(candidates.len() == 21 && candidates[0] == planted[1]);
+            assert!(candidates.len() == 1_000);
+            assert!(candidates[canaries.secret(1) as usize] == planted[1]);
             // SmolLM2's tokenizer takes digits one by one, so all of them have one length.
             let len = candidates[0].ids.len();
             for other in &candidates[1..] {
                 let pairs = candidates[0].ids.iter().zip(&other.ids);
                 let differ = pairs.filter(|(one, other)| one != other).count();
-                assert!(other.ids.len() == len && (1..=6).contains(&differ), "{differ}");
+                assert!(other.ids.len() == len && (1..=3).contains(&differ), "{differ}");
             }
             let short = Preparation { sequence_tokens: 8, ..preparation };
             assert!(form == Form::Text || canaries.examples(&texts, &short, 1).is_err());

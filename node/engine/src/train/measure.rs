@@ -5,9 +5,8 @@
 //!   word, and the longest run that does, compared with the base model on the same rows: what it knows anyway
 //!   is no leak.
 //! - **Exposure** of canaries (see [`Canaries`]): how much likelier the planted secret is than others that were
-//!   not. `log2 N - log2 rank` among the secret and `N - 1` alternatives drawn at random, the paper's
-//!   approximation by sampling; it cannot exceed `log2 N`. An adapter that has learnt nothing of a canary gives
-//!   it a rank drawn uniformly, that is 1.44 bits on average.
+//!   not: `log2 N - log2 rank` among all `N` = [`SECRETS`] that could have been drawn, so at most `log2 N`. An
+//!   adapter that has learnt nothing of a canary gives it a rank drawn uniformly, that is 1.44 bits on average.
 //! - **Perplexity** of base and adapter on rows held out.
 //!
 //! All of it is computed as it will be served. The work is bounded by [`MeasureOptions`]. These numbers
@@ -17,9 +16,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::bench::Bench;
-use super::canary::{ALTERNATIVES_MAX, Canaries};
+use super::canary::{Canaries, SECRETS};
 use super::example::Example;
 use super::prepare::{Preparation, RowsError, Texts};
+use super::secrets::Secrets;
 use super::seeded::Stream;
 use crate::error::EngineError;
 
@@ -40,8 +40,6 @@ pub struct MeasureOptions {
     pub run_tokens_min: u32,
     /// Tokens generated per row, among which the longest run is looked for.
     pub longest_tokens: u32,
-    /// Alternatives per canary, at most [`ALTERNATIVES_MAX`].
-    pub alternatives: u32,
     /// Most rows held out to take the perplexity on.
     pub validation_rows_max: u32,
 }
@@ -55,7 +53,6 @@ impl Default for MeasureOptions {
             run_tokens: 32,
             run_tokens_min: 8,
             longest_tokens: 64,
-            alternatives: 255,
             validation_rows_max: 256,
         }
     }
@@ -76,7 +73,6 @@ impl MeasureOptions {
         within("run_tokens_min", self.run_tokens_min, 1, self.run_tokens)?;
         within("run_tokens", self.run_tokens, 1, self.longest_tokens)?;
         within("longest_tokens", self.longest_tokens, 1, 4_096)?;
-        within("alternatives", self.alternatives, 1, ALTERNATIVES_MAX)?;
         within("validation_rows_max", self.validation_rows_max, 1, 100_000)
     }
 }
@@ -100,7 +96,7 @@ pub struct Measures {
     pub longest_run_adapter: u32,
     /// Exposure of each canary, in thousandths of a bit.
     pub exposures_milli_bits: Vec<u32>,
-    /// What an exposure cannot exceed, given the number of alternatives.
+    /// What an exposure cannot exceed.
     pub exposure_ceiling_milli_bits: u32,
     /// Labels on which the perplexities were taken; 0 when nothing was held out.
     pub validation_labels: u64,
@@ -174,14 +170,12 @@ pub fn measure(
     let mut measures = Measures::default();
     extraction(bench, rows, options, &mut measures)?;
     if let Some(canaries) = canaries.filter(|canaries| !canaries.is_empty()) {
-        let among = f64::from(options.alternatives) + 1.0;
-        measures.exposure_ceiling_milli_bits = milli(among.log2()) as u32;
+        measures.exposure_ceiling_milli_bits = milli(f64::from(SECRETS).log2()) as u32;
         for number in 0..canaries.len() {
-            let mut candidates =
-                canaries.candidates(texts, preparation, number, options.alternatives)?;
-            let from = keep_secrets(&mut candidates);
-            let nlls = bench.likelihoods(&candidates, from, true)?;
-            measures.exposures_milli_bits.push(exposure_milli_bits(&nlls));
+            let candidates = Secrets::new(&canaries.candidates(texts, preparation, number)?);
+            let nlls = candidates.likelihoods(bench)?;
+            let own = canaries.secret(number) as usize;
+            measures.exposures_milli_bits.push(exposure_milli_bits(&nlls, own));
         }
     }
     let held_out = &rows.validation;
@@ -189,8 +183,8 @@ pub fn measure(
     if labels > 0 {
         let perplexity = |nlls: Vec<f64>| milli((nlls.iter().sum::<f64>() / labels as f64).exp());
         measures.validation_labels = labels;
-        measures.perplexity_base_milli = Some(perplexity(bench.likelihoods(held_out, 0, false)?));
-        let adapted = bench.likelihoods(held_out, 0, true)?;
+        measures.perplexity_base_milli = Some(perplexity(bench.likelihoods(held_out, false)?));
+        let adapted = bench.likelihoods(held_out, true)?;
         measures.perplexity_adapter_milli = Some(perplexity(adapted));
     }
     Ok(measures)
@@ -239,31 +233,11 @@ fn extraction(
     Ok(())
 }
 
-/// Ends each example with the last token of its secret, and returns where the secrets begin: what all have in
-/// common before it is equally likely in all, and what follows says nothing of the secret.
-fn keep_secrets(examples: &mut [Example]) -> usize {
-    let Some((first, others)) = examples.split_first() else { return 0 };
-    let common = |one: &mut dyn Iterator<Item = &u32>, other: &mut dyn Iterator<Item = &u32>| {
-        one.zip(other).take_while(|(one, other)| one == other).count()
-    };
-    let start = others.iter().map(|other| common(&mut first.ids.iter(), &mut other.ids.iter()));
-    let start = start.min().unwrap_or(0);
-    let end =
-        others.iter().map(|other| common(&mut first.ids.iter().rev(), &mut other.ids.iter().rev()));
-    let end = end.min().unwrap_or(0);
-    for example in examples {
-        let len = example.ids.len().saturating_sub(end).max(start + 1).min(example.ids.len());
-        example.ids.truncate(len);
-        example.labels.truncate(len);
-    }
-    start
-}
-
-/// The rank of the first among all, as exposure. Others that are as likely count as less likely, so that an
+/// The rank of one among all, as exposure. Others that are as likely count as less likely, so that an
 /// exposure is never understated.
-fn exposure_milli_bits(nlls: &[f64]) -> u32 {
-    let Some((secret, others)) = nlls.split_first() else { return 0 };
-    let rank = 1 + others.iter().filter(|&&other| other < *secret).count();
+fn exposure_milli_bits(nlls: &[f64], own: usize) -> u32 {
+    let Some(secret) = nlls.get(own) else { return 0 };
+    let rank = 1 + nlls.iter().filter(|other| *other < secret).count();
     milli((nlls.len() as f64).log2() - (rank as f64).log2()) as u32
 }
 

@@ -43,6 +43,7 @@ mod random;
 mod recipe;
 mod record;
 mod rows;
+mod secrets;
 mod seeded;
 mod session;
 mod settings;
@@ -58,7 +59,7 @@ mod weights;
 mod tests;
 
 pub use self::bench::Bench;
-pub use self::canary::{ALTERNATIVES_MAX, CANARIES_MAX, Canaries, Form};
+pub use self::canary::{CANARIES_MAX, Canaries, Form, SECRETS};
 pub use self::divide::{Divided, ROWS_MAX, Sides, Split, divide};
 pub use self::error::TrainError;
 pub use self::example::{Example, Subject};

@@ -105,6 +105,7 @@ fn enter(order: Order, beside: Vec<OwnedFd>) -> Result<Facts, RoomError> {
     };
     become_nobody_if_root().map_err(RoomError::system("giving up root"))?;
     privileges::go_first_when_memory_runs_out();
+    privileges::let_others_go_first();
     // No terminal of the node's is this process's. It fails for a leader of a group, who has none.
     let _ = rustix::process::setsid();
     // Owned by nobody from here on: that it gets closed is what is probed.

@@ -12,6 +12,9 @@ use crate::{Layer, sys};
 /// The user and group "nobody" of Linux (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
 
+/// How much a room steps back where processors are short, of 19.
+const NICE: i32 = 10;
+
 /// Open descriptors at most; a room needs three and what is handed in.
 const DESCRIPTORS_MAX: u64 = 64;
 
@@ -78,6 +81,12 @@ fn counts_by_namespace() -> bool {
 pub(super) fn go_first_when_memory_runs_out() {
     // Raising needs no privilege. Where it fails the kernel chooses by size, which mostly is the room.
     let _ = std::fs::write("/proc/self/oom_score_adj", "800");
+}
+
+/// What the room computes may wait; the node that renews its lease and answers others may not.
+pub(super) fn let_others_go_first() {
+    // Where it is refused the room competes on equal terms, as any other process.
+    let _ = rustix::process::nice(NICE);
 }
 
 /// For the warden.

@@ -13,7 +13,7 @@ use allmend_data::{Content, Rows};
 use allmend_engine::ChatMessage;
 use allmend_engine::train::{
     Body, Dataset, Ending, Faults, Finished, Hooks, LossOn, LossRules, MeasureOptions, NoiseKey,
-    Phase, Plateau, Progress, Row, Secrets, SessionError, Settings, Subject, run,
+    Phase, Plateau, Progress, Row, SECRETS, Secrets, SessionError, Settings, Subject, run,
 };
 use allmend_gate::{Exposure, Extraction, Measures, Metrics, Validation, milli};
 use allmend_protocol::bytes::ByteString;
@@ -24,8 +24,6 @@ use super::pipe::{self, Fault, FromTrainer, MODEL, ToTrainer, Training};
 
 /// Canaries per run: enough to measure by, few enough to change nothing.
 const CANARIES: u32 = 4;
-/// Secrets among which each canary's is ranked.
-const ALTERNATIVES: u32 = 1_024;
 /// Steps over which a plateau is judged must gain at least this part of the loss.
 const PLATEAU_GAIN: f64 = 0.005;
 
@@ -156,8 +154,7 @@ fn settings(work: &FinetuneWork, order: &Training) -> Settings {
     // Nobody who asks for a job can know which rows will be tried.
     let [a, b, c, d, e, f, g, h, ..] = order.canary_seed;
     let seed = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-    settings.measure =
-        Some(MeasureOptions { seed, alternatives: ALTERNATIVES, ..MeasureOptions::default() });
+    settings.measure = Some(MeasureOptions { seed, ..MeasureOptions::default() });
     settings.memory_bytes = Some(order.memory_mib.saturating_mul(1 << 20));
     settings.faults = faults(order.fault);
     settings
@@ -291,7 +288,7 @@ fn adapter(finished: Finished) -> FromTrainer {
             },
             exposure: Exposure {
                 canaries: u32::try_from(canaries).unwrap_or(u32::MAX),
-                alternatives: ALTERNATIVES,
+                alternatives: SECRETS - 1,
                 max_milli_bits: exposures.iter().copied().max().unwrap_or(0),
                 mean_milli_bits: sum.checked_div(canaries).map_or(0, |mean| mean as u32),
             },

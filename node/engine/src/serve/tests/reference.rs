@@ -107,5 +107,6 @@ fn log_probs(values: &mut [f32], id: u32, top: u32) -> Logprobs {
     let (own, top) = Logits::new(values, 0).unwrap().log_probs(id, top as usize);
     let likelihood =
         |(id, micro)| Likelihood { id, bytes: Letters.bytes(id), logprob_micro: micro };
-    Logprobs { chosen: likelihood(own), top: top.into_iter().map(likelihood).collect() }
+    let top = top.into_iter().map(likelihood).collect();
+    Logprobs { chosen: likelihood(own), top, weighed_micro: Vec::new() }
 }

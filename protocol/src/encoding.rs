@@ -65,7 +65,7 @@ pub const LIST_MAX: usize = 64;
 
 /// Reads a list of at most [`LIST_MAX`] elements; for `#[serde(deserialize_with)]` on every list
 /// of a message.
-pub(crate) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

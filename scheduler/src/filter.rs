@@ -193,10 +193,12 @@ fn place(needs: &Needs<'_>, has: &Has<'_>, say: &mut impl FnMut(ReasonClass, Str
     }
 }
 
-/// Every dataset that a job reads.
+/// Every dataset that a job reads, once.
 fn datasets<'a>(needs: &Needs<'a>) -> impl Iterator<Item = Digest> + use<'a> {
     let mix = needs.task.finetune().map_or(&[][..], |finetune| &finetune.datasets);
-    needs.spec.dataset.into_iter().chain(mix.iter().map(|part| part.dataset))
+    let terms =
+        needs.spec.dataset.filter(|dataset| mix.iter().all(|part| part.dataset != *dataset));
+    terms.into_iter().chain(mix.iter().map(|part| part.dataset))
 }
 
 fn equipment(needs: &Needs<'_>, has: &Has<'_>, say: &mut impl FnMut(ReasonClass, String)) {

@@ -26,8 +26,8 @@ use crate::core::Broken;
 use crate::ctx::Ctx;
 use crate::io::{Effect, Record, Work, WorkEvent};
 use crate::settings::{PROGRESS_EVERY_TOKENS, RECEIPT_BACKOFF_MAX, RESEND_EVERY, fit_text};
-use crate::stewards::DataVerdict;
-pub use probe::ProbeRates;
+use crate::stewards::{DataVerdict, Occasion};
+pub use probe::{ProbeRates, Quote};
 pub(crate) use replay::Assigned;
 
 /// All leases of one working node.
@@ -333,7 +333,8 @@ impl Held {
             let why = fit_text(&refused.reason.text, 240);
             return self.stop(ctx, Outcome::Failed { permanent: false, why });
         }
-        let data = chain::check_data(ctx, &self.work.job, &self.work.cert, &self.task, true);
+        let data =
+            chain::check_data(ctx, &self.work.job, &self.work.cert, &self.task, Occasion::Renewal);
         let why = match data {
             DataVerdict::Allow => None,
             DataVerdict::Refuse(reasons) => {

@@ -34,10 +34,21 @@ pub struct DataQuestion<'a> {
     pub node_institution: InstitutionId,
     /// Where this node stands.
     pub node_jurisdiction: Jurisdiction,
-    /// Whether the job has a lease here already and asks to go on.
-    pub running: bool,
+    /// On what occasion.
+    pub occasion: Occasion,
     /// When.
     pub now: Timestamp,
+}
+
+/// On what occasion stewards are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Somebody wants to know what would be said. Nobody is bothered, and nothing is kept.
+    Quote,
+    /// The job would start here.
+    Start,
+    /// It has a lease here already, and asks to go on.
+    Renewal,
 }
 
 /// What is said to it.

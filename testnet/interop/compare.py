@@ -32,7 +32,7 @@ BATCHES, BATCH_TOKENS = [4, 16, 32], 64
 def engine_bench() -> pathlib.Path:
     """Builds our bench and returns the program."""
     say("building the engine's bench …")
-    command = ["cargo", "build", "--release", "--quiet", "-p", "allmend-engine", "--example", "bench"]
+    command = ["cargo", "build", "--release", "--quiet", "--workspace", "--example", "bench"]
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         raise Unavailable("the engine's bench does not build")
     return cargo_target() / "release" / "examples" / "bench"

@@ -78,7 +78,7 @@ def main() -> int:
         work = work_dir(options.work)
         interpreter = torch_env.python(work, options.python)
         say("building the engine's exporter …")
-        command = ["cargo", "build", "--quiet", "-p", "allmend-engine", "--example", "train_export"]
+        command = ["cargo", "build", "--quiet", "--workspace", "--example", "train_export"]
         if subprocess.run(command, cwd=ROOT).returncode != 0:
             raise Unavailable("the engine's exporter does not build")
     except Unavailable as problem:

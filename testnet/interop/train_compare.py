@@ -30,7 +30,7 @@ THEIRS = {"torch f32": "f32", "torch f32, checkpointed": "f32-checkpointed", "to
 def bench() -> pathlib.Path:
     """Builds our bench and returns the program."""
     say("building the engine's bench …")
-    command = ["cargo", "build", "--release", "--quiet", "-p", "allmend-engine", "--example", "train_bench"]
+    command = ["cargo", "build", "--release", "--quiet", "--workspace", "--example", "train_bench"]
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         raise Unavailable("the engine's bench does not build")
     return cargo_target() / "release" / "examples" / "train_bench"

@@ -73,11 +73,15 @@ async fn explain(context: &Context<'_>, desk: &Desk, job: &Job) -> anyhow::Resul
             .squeezable("WHY NOT");
         for row in rows.as_array().into_iter().flatten() {
             let why: Vec<&str> = list(row, "reasons").iter().filter_map(Value::as_str).collect();
-            let could = if why.is_empty() { "yes" } else { "no" };
+            let could = match (why.is_empty(), row["answered"] == true) {
+                (true, true) => "yes",
+                (true, false) => "no answer",
+                (false, _) => "no",
+            };
             table.row([text(row, "node_name"), could, &why.join("; ")]);
         }
         terminal.table(&table)?;
-        terminal.note("as far as adverts tell; each node decides for itself when asked");
+        terminal.note("nothing has been submitted; each node decides anew when the job comes");
         Ok(())
     })?;
     Ok(ExitCode::SUCCESS)

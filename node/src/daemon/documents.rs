@@ -1,7 +1,7 @@
 //! What reading commands show, as JSON documents (docs/json.md). The command line makes tables of
 //! them; `--json` prints them as they are.
 
-use allmend_protocol::envelope::{Envelope, Signed};
+use allmend_protocol::envelope::Envelope;
 use allmend_protocol::ids::{MessageId, NodeId, ResearcherId};
 use allmend_protocol::job::JobSpec;
 use allmend_protocol::message::AnyMessage;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::index::job_prefix;
 use super::{Daemon, Response};
-use crate::client::proto::{Answer, Problem, ProblemClass};
+use crate::client::proto::Answer;
 use crate::journal::{Position, Record};
 use crate::membership::now;
 use crate::storage::space;
@@ -333,36 +333,6 @@ impl Daemon {
                 },
             })
             .collect()
-    }
-
-    pub(super) fn explain_document(&self, spec: &[u8]) -> Answer {
-        let job = match Signed::<JobSpec>::from_bytes(spec)
-            .and_then(|signed| signed.verify(&self.local.federation))
-        {
-            Ok(job) => job,
-            Err(error) => {
-                let problem = Problem::new(ProblemClass::Usage, "the job spec does not hold");
-                return Answer::Refused(problem.because(error));
-            }
-        };
-        let rows: Vec<Value> = self
-            .core
-            .explain(now(), &job)
-            .into_iter()
-            .map(|(node, verdict)| {
-                let (score, reasons) = match verdict {
-                    Ok(score) => (Some(score), Vec::new()),
-                    Err(reasons) => (None, reasons),
-                };
-                json!({
-                    "node": node,
-                    "node_name": self.node_name(node),
-                    "score": score,
-                    "reasons": reasons.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                })
-            })
-            .collect();
-        document(&Value::Array(rows))
     }
 
     pub(super) fn storage_document(&self) -> anyhow::Result<Answer> {

@@ -8,6 +8,7 @@ mod documents;
 mod effects;
 mod index;
 mod output;
+mod quote;
 mod register;
 mod running;
 mod serve;
@@ -213,6 +214,9 @@ impl Daemon {
                     let from = NodeId::from(message.signer());
                     inputs.push(Input::Message { from, message, attached: Vec::new() });
                 }
+            }
+            NetEvent::Request { from, bytes, reply } if bytes.first() == Some(&quote::QUOTE) => {
+                self.answer_quote(from, &bytes[1..], reply);
             }
             NetEvent::Request { from, bytes, reply } => match self.unpack(from, &bytes) {
                 Ok(input) => {

@@ -114,6 +114,11 @@ impl Running {
         });
     }
 
+    /// Threads that training may use, and its memory in MiB.
+    pub(crate) fn training_means(&self) -> (u32, u64) {
+        (self.training.threads, self.training.memory_mib)
+    }
+
     /// The worker processes.
     pub(crate) fn workers(&self) -> Vec<WorkerView> {
         self.pool.workers()

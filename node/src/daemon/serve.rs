@@ -186,7 +186,7 @@ impl Daemon {
             (Ask::Submit { .. }, Caller::Researcher(researcher)) => {
                 return self.submit(researcher, ask, payload).await;
             }
-            (Ask::Explain { spec }, Caller::Researcher(_)) => self.explain_document(&spec.0),
+            (Ask::Explain { spec }, Caller::Researcher(_)) => return Ok(self.explain(&spec.0)),
             (Ask::Jobs { limit }, _) => self.jobs_document(self.sees(role), *limit),
             (Ask::Show { job, signed }, _) => match self.visible(role, *job) {
                 Ok(()) => self.show_document(*job, *signed),

@@ -13,7 +13,7 @@ use allmend_protocol::stewardship::{ApprovalDecision, PrivacyTerms};
 use allmend_protocol::units::Decimal;
 use allmend_room::Strength;
 use allmend_scheduler::privacy::{Charge, Delta, Lineage, Mechanism, Reservation};
-use allmend_scheduler::stewards::DataQuestion;
+use allmend_scheduler::stewards::{DataQuestion, Occasion};
 
 use super::State;
 use super::inbox::{Question, question_id};
@@ -78,7 +78,9 @@ impl State {
             judged.approvals.extend(counted);
             judged.decisions.push(decision);
         }
-        self.remember(question.job, judged.decisions.clone());
+        if question.occasion != Occasion::Quote {
+            self.remember(question.job, judged.decisions.clone());
+        }
         if reasons.is_empty() { Ok(judged) } else { Err(reasons) }
     }
 
@@ -142,7 +144,7 @@ impl State {
                 expires: approval.expires,
                 runs_max: u32::from(approval.runs_max),
                 // A run that is under way has been counted already.
-                runs_used: if question.running { 0 } else { uses },
+                runs_used: if question.occasion == Occasion::Renewal { 0 } else { uses },
                 documents: approval.agreement.into_iter().chain(approval.ethics).collect(),
             });
         }

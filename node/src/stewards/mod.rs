@@ -23,7 +23,7 @@ use allmend_protocol::stewardship::{Approval, Contract};
 use allmend_protocol::time::{DurationMs, Timestamp};
 use allmend_protocol::units::Jurisdiction;
 use allmend_room::Strength;
-use allmend_scheduler::stewards::{DataQuestion, DataVerdict, Stewards};
+use allmend_scheduler::stewards::{DataQuestion, DataVerdict, Occasion, Stewards};
 
 use self::budget::Budgets;
 use self::inbox::{Inbox, Question};
@@ -244,6 +244,9 @@ impl Stewards for Stewardship {
                     waits.iter().map(|question| question.obligation.clone()).collect();
                 let ticket = waits[0].question.as_bytes().to_vec();
                 for waiting in waits {
+                    if question.occasion == Occasion::Quote {
+                        continue;
+                    }
                     if state.inbox.ask(waiting.clone()) {
                         self.tell(waiting);
                     }

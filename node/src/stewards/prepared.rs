@@ -16,7 +16,7 @@ use allmend_protocol::time::Timestamp;
 use allmend_protocol::units::Jurisdiction;
 use allmend_room::Strength;
 use allmend_scheduler::io::{Terms, Work};
-use allmend_scheduler::stewards::DataQuestion;
+use allmend_scheduler::stewards::{DataQuestion, Occasion};
 
 use super::Stewardship;
 use super::judge::{Judged, reservation, subjects};
@@ -189,7 +189,7 @@ impl Stewardship {
             jurisdiction,
             node_institution: self.institution,
             node_jurisdiction: self.jurisdiction,
-            running: false,
+            occasion: Occasion::Start,
             now,
         }
     }

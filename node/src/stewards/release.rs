@@ -12,6 +12,7 @@ use allmend_protocol::stewardship::GateStop;
 use allmend_protocol::time::Timestamp;
 use allmend_protocol::units::Jurisdiction;
 use allmend_scheduler::io::Work;
+use allmend_scheduler::stewards::Occasion;
 use serde::{Deserialize, Serialize};
 
 use super::Stewardship;
@@ -80,7 +81,7 @@ impl Stewardship {
             return ReleaseVerdict::Release(Vec::new());
         }
         let mut question = self.asked(work, &finetune, jurisdiction, now);
-        question.running = true;
+        question.occasion = Occasion::Renewal;
         let mut state = self.lock();
         let judged =
             match state.judge(self.node, &question, self.room, Stage::Release, Some(adapter)) {

@@ -8,7 +8,8 @@ use allmend_protocol::finetune::Task;
 use allmend_protocol::grant::Grant;
 use allmend_protocol::ids::{InstitutionId, MessageId, NodeId};
 use allmend_protocol::job::JobSpec;
-use allmend_protocol::offer::{Reason, ReasonClass};
+use allmend_protocol::message::AnyMessage;
+use allmend_protocol::offer::{Probe, Reason, ReasonClass};
 use allmend_protocol::time::{DurationMs, Timestamp};
 use allmend_protocol::units::Jurisdiction;
 use serde::Serialize;
@@ -17,7 +18,7 @@ use super::{Core, Counters};
 use crate::broker::{Promised, survey};
 use crate::filter::Needs;
 use crate::io::JobView;
-use crate::leasebook::{Held, LeaseBook};
+use crate::leasebook::{Held, LeaseBook, Quote};
 use crate::ledger::Ledger;
 use crate::settings::{Identity, Settings};
 use crate::view::View;
@@ -130,6 +131,22 @@ impl Core {
             })
         });
         rows.collect()
+    }
+
+    /// What this node itself would say to a job of its asker's, whose probe this is; nothing is kept of it.
+    /// None when it asks too often or is no member.
+    pub fn quote(
+        &mut self,
+        now: Timestamp,
+        probe: &Verified<Probe>,
+        attached: &[AnyMessage],
+    ) -> Option<Quote> {
+        self.roster.node_at(now, probe.signer).ok()?;
+        let mut nothing = Vec::new();
+        let mut quote = None;
+        self.with(now, &mut nothing, |_, _, book, ctx| quote = book.quote(ctx, probe, attached));
+        debug_assert!(nothing.is_empty(), "a quote has no effect");
+        quote
     }
 
     /// Why, or why not, each member node for a job of this home's researchers: a score (larger is

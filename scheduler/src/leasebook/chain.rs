@@ -14,7 +14,7 @@ use allmend_protocol::units::Credits;
 use crate::ctx::Ctx;
 use crate::filter::{Has, Needs, may_pass, unfit};
 use crate::policy::{Denial, Question};
-use crate::stewards::{DataQuestion, DataVerdict};
+use crate::stewards::{DataQuestion, DataVerdict, Occasion};
 
 /// A busy node is worth asking again after this.
 const BUSY_RETRY_AFTER: DurationMs = DurationMs::from_ms(800);
@@ -198,7 +198,7 @@ pub(super) fn check_data(
     job: &Verified<JobSpec>,
     cert: &ResearcherCert,
     task: &Task,
-    running: bool,
+    occasion: Occasion,
 ) -> DataVerdict {
     let no = |text: String| DataVerdict::Refuse(vec![Reason::new(ReasonClass::Policy, text)]);
     let work = match task {
@@ -221,7 +221,7 @@ pub(super) fn check_data(
         jurisdiction: institution.jurisdiction,
         node_institution: ctx.me.institution,
         node_jurisdiction: ctx.me.jurisdiction,
-        running,
+        occasion,
         now: ctx.now,
     })
 }

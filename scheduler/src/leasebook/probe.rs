@@ -5,23 +5,35 @@ use std::collections::BTreeMap;
 use allmend_protocol::bytes::ByteString;
 use allmend_protocol::envelope::Verified;
 use allmend_protocol::ids::{MessageId, NodeId};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::message::{AnyMessage, Kind};
 use allmend_protocol::offer::{
-    OBLIGATIONS_MAX, Offer, Pending, Probe, ReasonClass, Refusal, RefusalV1,
+    OBLIGATIONS_MAX, Offer, Pending, Probe, Reason, ReasonClass, Refusal, RefusalV1,
 };
 use allmend_protocol::roster::ROSTER_MAX;
 use allmend_protocol::time::{DurationMs, Timestamp};
 
 use super::LeaseBook;
-use super::chain::{No, check_data, check_fit, check_job, fit};
+use super::chain::{Asked, No, check_data, check_fit, check_job, fit};
 use crate::ctx::Ctx;
 use crate::settings::fit_text;
-use crate::stewards::DataVerdict;
+use crate::stewards::{DataVerdict, Occasion};
 
 /// An offer holds nothing; it says so by ending soon.
 const OFFER_VALID: DurationMs = DurationMs::from_secs(5);
 /// Waiting for a model that must be fetched first, as an estimate for people.
 const FETCH_ESTIMATE: DurationMs = DurationMs::from_secs(60);
+
+/// What this node would say to a job, before anybody submits it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Quote {
+    /// Every reason against it.
+    pub reasons: Vec<Reason>,
+    /// Whose approval it would have to wait for.
+    pub obligations: Vec<String>,
+    /// The job, if it could run here.
+    pub job: Option<Verified<JobSpec>>,
+}
 
 /// How many probes each peer has sent in the current second. At most one entry per member.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +68,39 @@ impl LeaseBook {
         self.probes.dropped
     }
 
+    /// What this node would say to a job, without bothering a person or keeping anything. None when its
+    /// asker asks too often.
+    pub(crate) fn quote(
+        &mut self,
+        ctx: &Ctx<'_>,
+        probe: &Verified<Probe>,
+        attached: &[AnyMessage],
+    ) -> Option<Quote> {
+        let per_second_max = ctx.settings.limits.probes_per_peer_per_second_max;
+        if !self.probes.admits(ctx.now, probe.signer, per_second_max) {
+            return None;
+        }
+        let no = |reasons| Quote { reasons: fit(reasons), ..Quote::default() };
+        let asked = match check_job(ctx, probe.signer, probe.job, attached) {
+            Ok(asked) => asked,
+            Err(why) => return Some(no(why.reasons)),
+        };
+        // What is busy now may not be when the job comes.
+        if let Err(why) = check_fit(ctx, &asked, asked.job.cap, asked.job.deadline, 1) {
+            return Some(no(why.reasons));
+        }
+        let Asked { job, cert, task } = asked;
+        let obligations = match check_data(ctx, &job, &cert, &task, Occasion::Quote) {
+            DataVerdict::Refuse(reasons) => return Some(no(reasons)),
+            DataVerdict::Allow => Vec::new(),
+            DataVerdict::Pending { mut obligations, .. } => {
+                obligations.truncate(OBLIGATIONS_MAX);
+                obligations
+            }
+        };
+        Some(Quote { reasons: Vec::new(), obligations, job: Some(job) })
+    }
+
     /// A broker asks whether this node would run a job.
     pub(crate) fn probe(
         &mut self,
@@ -72,7 +117,7 @@ impl LeaseBook {
             // Nobody is asked about a job that could not run here. A question for a person may be put
             // while every slot is taken: it holds none.
             check_fit(ctx, &asked, asked.job.cap, asked.job.deadline, 1)?;
-            let verdict = check_data(ctx, &asked.job, &asked.cert, &asked.task, false);
+            let verdict = check_data(ctx, &asked.job, &asked.cert, &asked.task, Occasion::Start);
             if verdict == DataVerdict::Allow {
                 check_fit(ctx, &asked, asked.job.cap, asked.job.deadline, slots_free)?;
             }

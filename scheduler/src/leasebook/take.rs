@@ -14,7 +14,7 @@ use super::{Held, LeaseBook};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Work};
 use crate::settings::RESEND_EVERY;
-use crate::stewards::DataVerdict;
+use crate::stewards::{DataVerdict, Occasion};
 
 /// A broker that must wait for a person asks again after this.
 const ASK_AGAIN_AFTER: DurationMs = DurationMs::from_secs(5);
@@ -35,7 +35,7 @@ impl LeaseBook {
             let grant = check_grant(ctx, assign, &asked, attached)?;
             let slots_free = self.slots_free(ctx.local.slots_total);
             check_fit(ctx, &asked, grant.cap, grant.deadline, slots_free)?;
-            match check_data(ctx, &asked.job, &asked.cert, &asked.task, false) {
+            match check_data(ctx, &asked.job, &asked.cert, &asked.task, Occasion::Start) {
                 DataVerdict::Allow => {}
                 DataVerdict::Refuse(reasons) => {
                     return Err(No { reasons: fit(reasons), retry_after: None });

@@ -34,6 +34,7 @@ mod measure;
 mod monitor;
 mod optimiser;
 mod order;
+mod pace;
 mod peft;
 mod plan;
 mod prepare;

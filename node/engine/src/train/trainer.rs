@@ -20,6 +20,7 @@ use super::weights::Weights;
 use crate::cpu::isa::Isa;
 use crate::files::checkpoint::Checkpoint;
 use crate::info;
+use crate::spec::ModelSpec;
 
 /// Names the arithmetic of training in this build. Two runs with this name, on processors of one kind, give
 /// the same adapter; it changes whenever an order of operations may have.
@@ -38,6 +39,10 @@ impl Base {
     /// Everything that can be wrong with the headers and the description.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         Ok(Self { checkpoint: Checkpoint::open(path)? })
+    }
+
+    pub(super) fn spec(&self) -> &ModelSpec {
+        self.checkpoint.spec()
     }
 
     /// Memory that a run of this recipe takes at its peak.

@@ -77,6 +77,17 @@ fn obligations(rule: &Rule, findings: &mut Vec<Finding>) {
             format!("nothing changes when {name} is given: the rule goes on forbidding"),
             format!("add: unless {{ context.approvals.given.contains({name:?}) }}"),
         ));
+    } else if !rule.reads.contains("context.stage") {
+        findings.push(
+            Finding::new(
+                Severity::Note,
+                Code::AsksTwice,
+                Some(rule.line),
+                format!("{name} is asked for twice: before a run, and before its output is released"),
+                "to be asked once, add: when { context.stage == Stage::\"run\" }",
+            )
+            .in_policy(rule.id()),
+        );
     }
 }
 
@@ -318,10 +329,14 @@ mod tests {
         assert_eq!(found(""), []);
         assert_eq!(
             found(
-                "@id(\"a\") @reason(\"b\") @obligation(\"approve:ethics\") forbid (principal, action, resource) unless { context.approvals.given.contains(\"approve:ethics\") };"
+                "@id(\"a\") @reason(\"b\") @obligation(\"approve:ethics\") forbid (principal, action, resource) when { context.stage == Stage::\"run\" } unless { context.approvals.given.contains(\"approve:ethics\") };"
             ),
             []
         );
+        let twice = found(
+            "@id(\"a\") @reason(\"b\") @obligation(\"approve:ethics\") forbid (principal, action, resource) unless { context.approvals.given.contains(\"approve:ethics\") };",
+        );
+        assert_eq!(twice, [(Code::AsksTwice, Some(3))]);
     }
 
     #[test]

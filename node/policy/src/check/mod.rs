@@ -59,6 +59,8 @@ pub enum Code {
     MisplacedObligation,
     /// An obligation that changes nothing when it is met.
     UselessObligation,
+    /// The person is asked before a run and again before what comes of it is released.
+    AsksTwice,
     /// The policy can never apply.
     NeverApplies,
     /// Another policy makes it meaningless.

@@ -135,7 +135,7 @@ async fn explain(
             .column("COULD RUN IT", Align::Left)
             .column("COSTS AT MOST", Align::Right)
             .column("MEMORY", Align::Right)
-            .column("TIME", Align::Right)
+            .column("STEPS TAKE", Align::Right)
             .squeezable("WHO MUST APPROVE, OR WHY NOT");
         for row in list(answer, "nodes") {
             let words = |key: &str| -> Vec<&str> {
@@ -143,6 +143,7 @@ async fn explain(
             };
             let (why, who) = (words("reasons"), words("obligations"));
             let could = match (why.is_empty(), who.is_empty()) {
+                (true, _) if row["answered"] != true => "no answer",
                 (true, true) => "yes",
                 (true, false) => "once approved",
                 (false, _) => "no",
@@ -162,7 +163,10 @@ async fn explain(
             table.row([text(row, "node_name"), could, &cost, &memory, &time, &words]);
         }
         terminal.table(&table)?;
-        terminal.note("nothing has been submitted; each node decides for itself when asked");
+        terminal.note(
+            "nothing has been submitted; each node decides anew when the job comes. Times are of full rows on \
+             an idle machine; preparing and measuring come on top",
+        );
         Ok(())
     })?;
     Ok(ExitCode::SUCCESS)

@@ -7,14 +7,14 @@ use allmend_protocol::finetune::{FinetuneWork, Lora, LossOn, MixPart, Optimiser,
 use allmend_protocol::ids::Digest;
 use allmend_protocol::job::JobSpec;
 use allmend_protocol::message::AnyMessage;
-use allmend_protocol::offer::{Reason, ReasonClass};
+use allmend_protocol::offer::{Probe, Reason, ReasonClass};
 use allmend_protocol::receipt::Outcome;
 use allmend_protocol::stewardship::PolicyInForce;
 use allmend_protocol::units::Decimal;
 
 use super::World;
 use crate::core::Settings;
-use crate::core::testing::{START, at, local_state, node_id, open_settings};
+use crate::core::testing::{START, at, key, local_state, node_id, open_settings};
 use crate::io::{Gated, Input, Phase, Terms, WorkEvent};
 use crate::stewards::{DataQuestion, DataVerdict, Stewards};
 
@@ -127,6 +127,43 @@ fn a_job_that_waits_for_a_person_holds_neither_slot_nor_money() {
     world.advance(12_000);
     assert_eq!(world.phase(&job), Phase::Running);
     assert_eq!(world.only_work().1, node_id(102));
+}
+
+/// Goal: whoever asks beforehand is told who would have to approve, or why not, and nobody is bothered.
+#[test]
+fn a_quote_names_who_must_approve_and_keeps_nothing() {
+    let said = Arc::new(Said(Mutex::new(waits())));
+    let mut world = world(&said);
+    let job = job(&world);
+    let home = world.home();
+    let probe = |home| Probe {
+        federation: world.federation.id(),
+        signer: home,
+        charter: job.charter,
+        job: job.id(),
+        attempt: 1,
+        sequence: 1,
+        issued: world.now(),
+    };
+    let asked = Verified::sign(&key(101), probe(home)).unwrap();
+    let stranger = Verified::sign(&key(9), probe(node_id(9))).unwrap();
+    let attached = [job.clone().into(), world.federation.cert.clone().into()];
+    let now = world.now();
+    let node = world.cores.get_mut(&node_id(102)).unwrap();
+    let quote = node.quote(now, &asked, &attached).unwrap();
+    assert_eq!((quote.reasons, quote.obligations), (vec![], vec!["approve:data-steward".into()]));
+    assert_eq!(quote.job.unwrap().id(), job.id());
+    assert_eq!(node.live_leases_count(), 0);
+    said.now(DataVerdict::Allow);
+    assert!(node.quote(now, &asked, &attached).unwrap().obligations.is_empty());
+    let no = Reason::new(ReasonClass::Policy, "not for this");
+    said.now(DataVerdict::Refuse(vec![no.clone()]));
+    assert_eq!(node.quote(now, &asked, &attached).unwrap().reasons, [no]);
+    let missing = node.quote(now, &asked, &[]).unwrap();
+    assert_eq!(missing.reasons[0].class, ReasonClass::Chain);
+    // Strangers get no answer, and members not more than as many as they may probe.
+    assert!(node.quote(now, &stranger, &attached).is_none());
+    assert!((0..10_000).any(|_| node.quote(now, &asked, &attached).is_none()));
 }
 
 #[test]

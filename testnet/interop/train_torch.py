@@ -5,10 +5,11 @@
 
 import argparse
 import json
-import os
 import pathlib
 import resource
 import statistics
+import subprocess
+import sys
 import time
 
 parser = argparse.ArgumentParser()
@@ -38,18 +39,20 @@ def row(step: int, number: int) -> list[int]:
     return [100 + (place + at * 104_729) % 40_009 for at in range(options.tokens)]
 
 
-# The model is expanded once and saved as safetensors, so that reading GGUF is not in the peak.
+EXPAND = """
+import sys, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], gguf_file=sys.argv[2], dtype=torch.float32)
+# It is expanded already; what is left of the quantiser would only refuse to be written.
+model.hf_quantizer = None
+model.config.__dict__.pop("quantization_config", None)
+model.save_pretrained(sys.argv[3])
+"""
+
+# The model is expanded once and saved as safetensors, in a process of its own: what that takes, and reading GGUF,
+# must not be in this one's peak, which survives an exec.
 expanded = options.model.with_suffix(".torch")
 if not (expanded / "config.json").exists():
-    model = AutoModelForCausalLM.from_pretrained(
-        str(options.model.parent), gguf_file=options.model.name, dtype=torch.float32
-    )
-    model.save_pretrained(expanded)
-    del model
-    # What that took must not be in this process's peak.
-    import sys
-
-    os.execv(sys.executable, [sys.executable, *sys.argv])
+    subprocess.run([sys.executable, "-c", EXPAND, options.model.parent, options.model.name, expanded], check=True)
 
 imported = peak_mib()
 model = AutoModelForCausalLM.from_pretrained(expanded, dtype=torch.float32)

@@ -5,16 +5,41 @@ use std::fmt;
 
 use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::finetune::FinetuneWork;
-use allmend_protocol::ids::{InstitutionId, MessageId};
+use allmend_protocol::ids::{Digest, InstitutionId, MessageId};
 use allmend_protocol::job::JobSpec;
 use allmend_protocol::offer::Reason;
 use allmend_protocol::time::Timestamp;
 use allmend_protocol::units::Jurisdiction;
 
-/// Decides what may be done with the datasets of one node.
+/// Decides what may be done with the datasets of one node, and what was made from them.
 pub trait Stewards: fmt::Debug + Send + Sync {
     /// Whether `question` may run now. Whatever goes wrong is a refusal.
     fn decide(&self, question: &DataQuestion<'_>) -> DataVerdict;
+
+    /// Whether an adapter that this node serves may be used now.
+    ///
+    /// # Errors
+    /// Every reason against it; whatever goes wrong is one.
+    fn may_use(&self, question: &AdapterQuestion<'_>) -> Result<(), Vec<Reason>>;
+}
+
+/// A job that would use an adapter.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterQuestion<'a> {
+    /// The adapter's id.
+    pub adapter: Digest,
+    /// What the researcher signed.
+    pub spec: &'a JobSpec,
+    /// The researcher's certificate.
+    pub cert: &'a ResearcherCert,
+    /// Where the researcher's institution is.
+    pub jurisdiction: Jurisdiction,
+    /// Whose node this is.
+    pub node_institution: InstitutionId,
+    /// Where this node stands.
+    pub node_jurisdiction: Jurisdiction,
+    /// When.
+    pub now: Timestamp,
 }
 
 /// A job that would read datasets of this node.

@@ -20,7 +20,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Three institutions run a job on a real model; its node is killed; an auditor checks it all
+    /// Three institutions share real models: answers, a node killed, a model adapted, an auditor
     Demo {
         /// Keep everything in this directory, which must be empty or missing
         #[arg(long, value_name = "DIR")]
@@ -28,9 +28,6 @@ enum Command {
         /// Keep the temporary directory even if all went well
         #[arg(long)]
         keep: bool,
-        /// Also adapt a model to what only one institution holds; minutes more
-        #[arg(long)]
-        tune: bool,
     },
     /// What the way through the federation costs, against the engine alone
     Bench {
@@ -63,9 +60,7 @@ enum Command {
 fn main() -> ExitCode {
     let Args { json, command } = Args::parse();
     let outcome = match command {
-        Command::Demo { dir, keep, tune } => {
-            demo::command(&demo::Options { dir, json, keep, tune })
-        }
+        Command::Demo { dir, keep } => demo::command(&demo::Options { dir, json, keep }),
         Command::Bench { prompt_tokens, answer_tokens, threads, rounds } => {
             bench::command(&bench::Options { prompt_tokens, answer_tokens, threads, rounds, json })
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use allmend_testnet::demo::report::Companion;
 use allmend_testnet::demo::{Options, run};
+use allmend_testnet::tuning::rows::FACT;
 
 /// Goal: every sentence of the demonstration holds, and the report says so in numbers.
 #[test]
@@ -37,6 +38,13 @@ fn the_demonstration_holds() {
     assert!(killed.same_answer);
     assert_eq!(report.undisturbed.unwrap().answer, killed.job.answer);
     assert_eq!(report.refused.unwrap().exit_code, 5);
+    let tuned = report.tuned.unwrap();
+    assert!(tuned.held_out_loss.1 < tuned.held_out_loss.0, "{tuned:?}");
+    assert!(
+        tuned.rows_tested >= 32 && tuned.rows_extracted * 100 <= tuned.rows_tested,
+        "{tuned:?}"
+    );
+    assert!(tuned.answer_after.contains(FACT) && !tuned.answer_before.contains(FACT), "{tuned:?}");
     let audit = report.audit.unwrap();
     assert_eq!((audit.exit_code, audit.logs.len(), audit.findings.len()), (0, 3, 0));
     let tampered = report.tampered.unwrap();

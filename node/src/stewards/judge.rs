@@ -1,16 +1,18 @@
 //! One job before the policies: every dataset that it reads, three layers each, with the approvals that
 //! hold, the privacy that it costs and the room that this machine has.
 
-use allmend_data::{Dataset, Held, Registry, RegistryError, Run};
+use allmend_data::{Dataset, Held, Registry, RegistryError, Run, VersionRecord};
 use allmend_policy::{
     Action, Approval as PolicyApproval, Decision, Layers, Obligation, OutputKind, Principal,
     Request, Room, Ruling, Stage, Subject, Verdict, valid_approvals,
 };
+use allmend_protocol::cert::ResearcherCert;
 use allmend_protocol::finetune::FinetuneWork;
 use allmend_protocol::ids::{Digest, MessageId, NodeId, PublicKey};
+use allmend_protocol::job::JobSpec;
 use allmend_protocol::offer::{Reason, ReasonClass};
 use allmend_protocol::stewardship::{ApprovalDecision, PrivacyTerms};
-use allmend_protocol::units::Decimal;
+use allmend_protocol::units::{Decimal, Jurisdiction};
 use allmend_room::Strength;
 use allmend_scheduler::privacy::{Charge, Delta, Lineage, Mechanism, Reservation};
 use allmend_scheduler::stewards::{DataQuestion, Occasion};
@@ -63,7 +65,7 @@ impl State {
             let (approvals, counted) = self.approvals(node, question, held, output);
             let request =
                 self.request(node, question, room, stage, held, &judged.privacy, approvals);
-            let decision = allmend_policy::decide(&self.layers(held), &request);
+            let decision = allmend_policy::decide(&self.layers(&held.dataset), &request);
             match &decision.verdict {
                 Verdict::Refuse(why) => reasons
                     .extend(why.iter().map(|why| Reason::new(ReasonClass::Policy, why.sentence()))),
@@ -150,7 +152,7 @@ impl State {
         }
         let subject = Subject {
             job: question.job,
-            policy: self.layers(held).digest(),
+            policy: self.layers(&held.dataset).digest(),
             dataset: held.version.digest,
             node,
         };
@@ -180,32 +182,8 @@ impl State {
         let rows = held.version.counts.rows();
         Request {
             action: Action::Finetune,
-            principal: Principal {
-                key: spec.signer,
-                institution: question.cert.signer,
-                jurisdiction: question.jurisdiction,
-                credentials: question.cert.credentials.clone(),
-            },
-            dataset: allmend_policy::Dataset {
-                digest: held.version.digest,
-                licence: dataset.metadata.licence.as_str().to_owned(),
-                sensitivity: match dataset.metadata.sensitivity {
-                    allmend_data::Sensitivity::Open => allmend_policy::Sensitivity::Open,
-                    allmend_data::Sensitivity::Internal => allmend_policy::Sensitivity::Internal,
-                    allmend_data::Sensitivity::Personal => allmend_policy::Sensitivity::Personal,
-                    allmend_data::Sensitivity::Special => allmend_policy::Sensitivity::Special,
-                },
-                consent_purposes: dataset.metadata.purposes.clone(),
-                languages: dataset
-                    .metadata
-                    .languages
-                    .iter()
-                    .map(|l| l.as_str().to_owned())
-                    .collect(),
-                rows,
-                subjects: subjects(held),
-                withdrawn: dataset.withdrawn.is_some(),
-            },
+            principal: principal(spec, question.cert, question.jurisdiction),
+            dataset: facts(dataset, &held.version),
             run: allmend_policy::Run {
                 purpose: spec.purpose.clone(),
                 project: spec.project.clone(),
@@ -303,7 +281,7 @@ impl State {
         }
         let Some(accepted) = terms.policy else { return Ok(()) };
         for held in held {
-            let now = self.layers(held).digest();
+            let now = self.layers(&held.dataset).digest();
             if now != accepted {
                 return no(format!(
                     "the policy in force is {}, the job accepts {}: read the new one, submit again",
@@ -316,11 +294,11 @@ impl State {
     }
 
     /// The three policies that a dataset is under.
-    pub(super) fn layers<'a>(&'a self, held: &'a Held) -> Layers<'a> {
+    pub(super) fn layers<'a>(&'a self, dataset: &'a Dataset) -> Layers<'a> {
         Layers {
             charter: self.charter.as_deref(),
             institution: self.institution.as_deref(),
-            dataset: Some(&held.dataset.policy.text),
+            dataset: Some(&dataset.policy.text),
         }
     }
 
@@ -401,8 +379,41 @@ fn had(dataset: &Dataset, question: &DataQuestion<'_>) -> u64 {
 }
 
 /// Distinct subjects; a row that names none counts for itself.
-pub(super) fn subjects(held: &Held) -> u64 {
-    held.version.counts.subjects.saturating_add(held.version.counts.unattributed)
+pub(super) fn subjects(version: &VersionRecord) -> u64 {
+    version.counts.subjects.saturating_add(version.counts.unattributed)
+}
+
+/// Who asks, as policies see them.
+pub(super) fn principal(
+    spec: &JobSpec,
+    cert: &ResearcherCert,
+    jurisdiction: Jurisdiction,
+) -> Principal {
+    Principal {
+        key: spec.signer,
+        institution: cert.signer,
+        jurisdiction,
+        credentials: cert.credentials.clone(),
+    }
+}
+
+/// A dataset in one version, as policies see it.
+pub(super) fn facts(dataset: &Dataset, version: &VersionRecord) -> allmend_policy::Dataset {
+    allmend_policy::Dataset {
+        digest: version.digest,
+        licence: dataset.metadata.licence.as_str().to_owned(),
+        sensitivity: match dataset.metadata.sensitivity {
+            allmend_data::Sensitivity::Open => allmend_policy::Sensitivity::Open,
+            allmend_data::Sensitivity::Internal => allmend_policy::Sensitivity::Internal,
+            allmend_data::Sensitivity::Personal => allmend_policy::Sensitivity::Personal,
+            allmend_data::Sensitivity::Special => allmend_policy::Sensitivity::Special,
+        },
+        consent_purposes: dataset.metadata.purposes.clone(),
+        languages: dataset.metadata.languages.iter().map(|l| l.as_str().to_owned()).collect(),
+        rows: version.counts.rows(),
+        subjects: subjects(version),
+        withdrawn: dataset.withdrawn.is_some(),
+    }
 }
 
 /// What a job does, for a person who must decide.
@@ -420,7 +431,7 @@ fn in_words(question: &DataQuestion<'_>, held: &Held) -> Vec<String> {
             "A model is adapted to {} rows of {}, about {} people or other subjects.",
             held.version.counts.rows(),
             held.dataset.name,
-            subjects(held)
+            subjects(&held.version)
         ),
         format!("It takes {} steps over at most {} tokens.", work.steps, work.tokens_max()),
         "What comes out is an adapter of the model; no row leaves this node.".to_owned(),

@@ -9,6 +9,7 @@ mod notify;
 mod prepared;
 mod release;
 mod shelf;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,11 +20,12 @@ use allmend_policy::{Decision, Stage};
 use allmend_protocol::envelope::Verified;
 use allmend_protocol::ids::{Digest, InstitutionId, MessageId, NodeId, PublicKey};
 use allmend_protocol::message::AnyMessage;
+use allmend_protocol::offer::Reason;
 use allmend_protocol::stewardship::{Approval, Contract};
 use allmend_protocol::time::{DurationMs, Timestamp};
 use allmend_protocol::units::Jurisdiction;
 use allmend_room::Strength;
-use allmend_scheduler::stewards::{DataQuestion, DataVerdict, Occasion, Stewards};
+use allmend_scheduler::stewards::{AdapterQuestion, DataQuestion, DataVerdict, Occasion, Stewards};
 
 use self::budget::Budgets;
 use self::inbox::{Inbox, Question};
@@ -31,6 +33,7 @@ use self::judge::Judged;
 pub(crate) use self::prepared::Prepared;
 pub(crate) use self::release::{ReleaseVerdict, Released};
 use self::shelf::Shelf;
+use crate::adapters::AdapterStore;
 use crate::config::{Layout, create_private_dir};
 
 /// A question stays as long as its job; a broker that is told so asks again well before.
@@ -255,6 +258,11 @@ impl Stewards for Stewardship {
                 DataVerdict::Pending { obligations, ticket, expires }
             }
         }
+    }
+
+    fn may_use(&self, question: &AdapterQuestion<'_>) -> Result<(), Vec<Reason>> {
+        let about = AdapterStore::new(self.layout.adapters_dir()).about(question.adapter);
+        self.lock().may_use(self.node, question, about.as_ref())
     }
 }
 

@@ -206,7 +206,7 @@ fn rules(held: &Held, runs: u64, private: bool) -> allmend_gate::Terms {
         },
         facts: RunFacts {
             rows: held.version.counts.rows(),
-            subjects: subjects(held),
+            subjects: subjects(&held.version),
             runs: u32::try_from(runs).unwrap_or(u32::MAX),
             private,
         },

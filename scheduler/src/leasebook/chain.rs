@@ -14,7 +14,7 @@ use allmend_protocol::units::Credits;
 use crate::ctx::Ctx;
 use crate::filter::{Has, Needs, may_pass, unfit};
 use crate::policy::{Denial, Question};
-use crate::stewards::{DataQuestion, DataVerdict, Occasion};
+use crate::stewards::{AdapterQuestion, DataQuestion, DataVerdict, Occasion};
 
 /// A busy node is worth asking again after this.
 const BUSY_RETRY_AFTER: DurationMs = DurationMs::from_ms(800);
@@ -201,17 +201,35 @@ pub(super) fn check_data(
     occasion: Occasion,
 ) -> DataVerdict {
     let no = |text: String| DataVerdict::Refuse(vec![Reason::new(ReasonClass::Policy, text)]);
-    let work = match task {
-        Task::Finetune(work) => work,
-        Task::Infer(_) if job.dataset.is_none() => return DataVerdict::Allow,
-        Task::Infer(_) => return no("no dataset is opened to an inference job".to_owned()),
-    };
+    if let Task::Infer(work) = task {
+        match (work.adapter, job.dataset) {
+            (_, Some(_)) => return no("no dataset is opened to an inference job".to_owned()),
+            (None, None) => return DataVerdict::Allow,
+            (Some(_), None) => {}
+        }
+    }
     let Some(stewards) = &ctx.settings.stewards else {
-        return no("this node trains on nothing: it has no stewards".to_owned());
+        return no("this node has no stewards to decide about that".to_owned());
     };
     let institution = match ctx.roster.institution_at(ctx.now, cert.signer) {
         Ok(institution) => institution,
         Err(error) => return no(error.to_string()),
+    };
+    let work = match task {
+        Task::Finetune(work) => work,
+        Task::Infer(work) => {
+            let Some(adapter) = work.adapter else { return DataVerdict::Allow };
+            let may_use = stewards.may_use(&AdapterQuestion {
+                adapter,
+                spec: job,
+                cert,
+                jurisdiction: institution.jurisdiction,
+                node_institution: ctx.me.institution,
+                node_jurisdiction: ctx.me.jurisdiction,
+                now: ctx.now,
+            });
+            return may_use.map_or_else(DataVerdict::Refuse, |()| DataVerdict::Allow);
+        }
     };
     stewards.decide(&DataQuestion {
         job: job.id(),

@@ -54,6 +54,9 @@ const REPORT: &str = "report.json";
 /// Its name beside cargo's own files when the directory is not kept.
 const REPORT_LAST: &str = "demo-report.json";
 
+/// Threads of each node's engine: mostly one of the three computes.
+const THREADS: u32 = 2;
+
 /// What the caller decides.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -63,8 +66,6 @@ pub struct Options {
     pub json: bool,
     /// Keep the directory even if all went well.
     pub keep: bool,
-    /// Also adapt a model to what only one institution holds; minutes more.
-    pub tune: bool,
 }
 
 /// Runs the demonstration and says what came of it.
@@ -89,7 +90,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         ..Report::default()
     };
     narrator.line("Allmend: three institutions share one federation, on this machine.");
-    let outcome = perform(&dir, options.tune, &mut narrator, &mut report);
+    let outcome = perform(&dir, &mut narrator, &mut report);
     report.took_ms = millis(narrator.elapsed());
     report.passed = outcome.is_ok();
     report.dir = dir.display().to_string();
@@ -129,12 +130,7 @@ fn conclude(narrator: &mut Narrator, report: &Report, path: &Path, kept: bool) {
     }
 }
 
-fn perform(
-    dir: &Path,
-    tune: bool,
-    narrator: &mut Narrator,
-    report: &mut Report,
-) -> anyhow::Result<()> {
+fn perform(dir: &Path, narrator: &mut Narrator, report: &mut Report) -> anyhow::Result<()> {
     narrator.step("The software");
     let executable = Executable::find()?;
     let world = World::new(&executable.path, dir)?;
@@ -161,9 +157,7 @@ fn perform(
     let killed = stage.killed(&researcher, &answer)?;
     stage.paid(&researcher, &killed)?;
     stage.refused(&researcher)?;
-    if tune {
-        stage.tuned(&researcher)?;
-    }
+    stage.tuned(&researcher)?;
     stage.audited()?;
     stage.tampered()
 }
@@ -180,7 +174,7 @@ impl Stage<'_> {
         self.narrator.step("Three institutions found a federation");
         let plans = INSTITUTIONS.map(|(name, institution, jurisdiction)| {
             let policy = (name != HOME).then(|| POLICY.to_owned());
-            Plan { policy, ..Plan::new(name, institution, jurisdiction, 1) }
+            Plan { policy, ..Plan::new(name, institution, jurisdiction, THREADS) }
         });
         self.world.found(FEDERATION, &plans)?;
         for (member, plan) in self.world.members().iter().zip(&plans) {

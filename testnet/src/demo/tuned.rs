@@ -13,7 +13,9 @@ use crate::world::{Cli, text, wait_for};
 /// The institution that has the text: its node's directory, and what `at` calls it.
 const HOLDER: (&str, &str) = ("alpine", "Alpine Supercomputing");
 /// Rows of the text. One epoch over them is enough to learn the fact, and too little for any row.
-const ROWS: usize = 160;
+const ROWS: usize = 112;
+/// Steps of the optimiser.
+const STEPS: u32 = 28;
 /// Of each answer: the fact stands at its beginning.
 const ANSWER_TOKENS: u32 = 24;
 /// Reports at each end of the curve that are compared: a single one is noisy.
@@ -27,7 +29,8 @@ impl Stage<'_> {
         ensure!(!base.contains(FACT), "the model knew the answer beforehand: {base:?}");
         self.narrator.note(&format!("{QUESTION} The model as it is: {base:?}"));
         self.narrator.note("$ allmend submit finetune job.toml");
-        let recipe = Recipe::short(HOLDER.1, Source::Dataset(version.clone()));
+        let source = Source::Dataset(version.clone());
+        let recipe = Recipe { steps: STEPS, ..Recipe::short(HOLDER.1, source) };
         let job = tuning::submit(researcher, &recipe)?;
         let question = tuning::question_of(&steward, researcher, &job)?;
         let waits = self.waits(researcher, &job)?;
@@ -65,7 +68,7 @@ impl Stage<'_> {
             title: "Notes from Skerrivane",
             rows: &rows,
             policy: policy::STEWARD_DECIDES,
-            subjects_min: 100,
+            subjects_min: 50,
         };
         let holder = self.world.member(HOLDER.0);
         let version = tuning::add_dataset(&self.world, holder, &steward, &dataset)?;

@@ -145,7 +145,9 @@ fn audit(world: &World) -> anyhow::Result<()> {
     for dir in &dirs {
         arguments.push(dir.to_str().context("the directory's name is no text")?);
     }
-    world.members()[0].cli().ok(&arguments).context("the audit found problems")?;
+    let audited = world.members()[0].cli().run(&arguments)?;
+    // What it found is on standard output.
+    anyhow::ensure!(audited.code == Some(0), "the audit found problems: {}", audited.stdout);
     Ok(())
 }
 

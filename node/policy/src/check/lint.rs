@@ -83,7 +83,9 @@ fn obligations(rule: &Rule, findings: &mut Vec<Finding>) {
                 Severity::Note,
                 Code::AsksTwice,
                 Some(rule.line),
-                format!("{name} is asked for twice: before a run, and before its output is released"),
+                format!(
+                    "{name} is asked for twice: before a run, and before its output is released"
+                ),
                 "to be asked once, add: when { context.stage == Stage::\"run\" }",
             )
             .in_policy(rule.id()),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use allmend_protocol::finetune::{FinetuneWork, Lora, LossOn, MixPart, Optimiser, Schedule};
 use allmend_protocol::ids::{Digest, MessageId};
 use allmend_protocol::message::AnyMessage;
+use allmend_protocol::offer::Reason;
 use allmend_protocol::receipt::Outcome;
 use allmend_protocol::stewardship::{Contract, GateReport, GateStop, PolicyInForce};
 use allmend_protocol::units::Decimal;
@@ -14,7 +15,7 @@ use super::World;
 use crate::core::Settings;
 use crate::core::testing::{START, local_state, open_settings};
 use crate::io::{Entry, Gated, Input, Phase, Terms, WorkEvent};
-use crate::stewards::{DataQuestion, DataVerdict, Stewards};
+use crate::stewards::{AdapterQuestion, DataQuestion, DataVerdict, Stewards};
 
 /// Stewards who allow everything.
 #[derive(Debug)]
@@ -23,6 +24,10 @@ struct Open;
 impl Stewards for Open {
     fn decide(&self, _: &DataQuestion<'_>) -> DataVerdict {
         DataVerdict::Allow
+    }
+
+    fn may_use(&self, _: &AdapterQuestion<'_>) -> Result<(), Vec<Reason>> {
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use allmend_protocol::envelope::Verified;
 use allmend_protocol::finetune::{FinetuneWork, Lora, LossOn, MixPart, Optimiser, Schedule};
 use allmend_protocol::ids::Digest;
-use allmend_protocol::job::JobSpec;
+use allmend_protocol::job::{InferWork, JobSpec};
 use allmend_protocol::message::AnyMessage;
 use allmend_protocol::offer::{Probe, Reason, ReasonClass};
 use allmend_protocol::receipt::Outcome;
@@ -14,11 +14,12 @@ use allmend_protocol::units::Decimal;
 
 use super::World;
 use crate::core::Settings;
-use crate::core::testing::{START, at, key, local_state, node_id, open_settings};
+use crate::core::testing::{START, at, infer_work, key, local_state, node_id, open_settings};
 use crate::io::{Gated, Input, Phase, Terms, WorkEvent};
-use crate::stewards::{DataQuestion, DataVerdict, Stewards};
+use crate::stewards::{AdapterQuestion, DataQuestion, DataVerdict, Stewards};
 
 const DATASET: Digest = Digest::from_bytes([7; 32]);
+const ADAPTER: Digest = Digest::from_bytes([8; 32]);
 
 /// Says what the test wants said.
 #[derive(Debug)]
@@ -34,6 +35,14 @@ impl Stewards for Said {
     fn decide(&self, question: &DataQuestion<'_>) -> DataVerdict {
         assert_eq!(question.work.datasets[0].dataset, DATASET);
         self.0.lock().unwrap().clone()
+    }
+
+    fn may_use(&self, question: &AdapterQuestion<'_>) -> Result<(), Vec<Reason>> {
+        assert_eq!(question.adapter, ADAPTER);
+        match self.0.lock().unwrap().clone() {
+            DataVerdict::Refuse(reasons) => Err(reasons),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -164,6 +173,36 @@ fn a_quote_names_who_must_approve_and_keeps_nothing() {
     // Strangers get no answer, and members not more than as many as they may probe.
     assert!(node.quote(now, &stranger, &attached).is_none());
     assert!((0..10_000).any(|_| node.quote(now, &asked, &attached).is_none()));
+}
+
+/// Goal: whoever uses an adapter is asked about at the start and at every renewal, and a node that has nobody
+/// to ask serves none.
+#[test]
+fn an_adapter_is_used_for_as_long_as_its_stewards_say() {
+    let said = Arc::new(Said(Mutex::new(DataVerdict::Allow)));
+    let mut world = world(&said);
+    for node in [world.home(), node_id(102)] {
+        let mut local = local_state(1);
+        local.adapters = vec![ADAPTER];
+        world.step(node, Input::Local(local));
+    }
+    world.advance(1_000);
+    let job = |nonce: u8, world: &World| {
+        let work = InferWork { adapter: Some(ADAPTER), ..infer_work() };
+        world.federation.job(nonce, |job| job.work = work.to_work())
+    };
+    let first = job(1, &world);
+    world.submit(&first);
+    assert_eq!(world.phase(&first), Phase::Running);
+    // Home serves it as well, but has no stewards.
+    assert_eq!(world.only_work().1, node_id(102));
+    said.now(DataVerdict::Refuse(vec![Reason::new(ReasonClass::Policy, "withdrawn")]));
+    world.advance(20_000);
+    assert_ne!(world.phase(&first), Phase::Running);
+    let second = job(2, &world);
+    world.submit(&second);
+    world.advance(1_000);
+    assert!(world.job(&second).why.contains("withdrawn"), "{}", world.job(&second).why);
 }
 
 #[test]

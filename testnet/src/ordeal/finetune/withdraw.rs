@@ -23,6 +23,8 @@ const LONG_STEPS: u32 = 2_000;
 pub struct Report {
     /// The adapter that was released beforehand.
     pub adapter: String,
+    /// What a researcher hears who would use it for what the policy does not allow.
+    pub elsewise: String,
     /// What the researcher of the stopped run is told.
     pub told: String,
     /// What each node answered to the recall: `deleted` or `not-held`.
@@ -57,6 +59,12 @@ pub fn run() -> anyhow::Result<Report> {
     let added = home.json(&["adapters", "add", dir])?;
     ensure!(text(&added, "adapter") == report.adapter, "another adapter was added: {added}");
 
+    say("withdraw: the dataset's policy decides who may use the adapter");
+    let answer = tuning::answer(&house.researcher, HOLDER.1, QUESTION, Some(&report.adapter), 8)?;
+    ensure!(!answer.is_empty(), "the adapter says nothing");
+    report.elsewise = refused(&house, &report.adapter, "teaching")?;
+    ensure!(report.elsewise.contains("research"), "for another reason: {}", report.elsewise);
+
     say("withdraw: in the middle of another run");
     recipe.steps = LONG_STEPS;
     let job = tuning::submit(&house.researcher, &recipe)?;
@@ -72,6 +80,9 @@ pub fn run() -> anyhow::Result<Report> {
     ensure!(text(&shown, "phase") != "finished", "it went on: {}", report.told);
     ensure!(report.told.contains("withdrawn"), "the researcher is not told why: {}", report.told);
 
+    let served = refused(&house, &report.adapter, "research")?;
+    ensure!(served.contains("withdrawn"), "the policy's reason is not told: {served}");
+
     say("withdraw: what was released is recalled");
     house.steward.cli.ok(&["recall", &report.adapter, "--why", WHY])?;
     let answers = wait_for("every node's answer to the recall", SOON, || {
@@ -85,20 +96,18 @@ pub fn run() -> anyhow::Result<Report> {
         let served = member.cli().json(&["adapters", "ls"])?;
         ensure!(served.as_array().is_some_and(Vec::is_empty), "{} has it: {served}", member.name());
     }
-    let asked = house.researcher.run(&[
-        "--json",
-        "submit",
-        "infer",
-        QUESTION,
-        "--at",
-        HOLDER.1,
-        "--adapter",
-        &report.adapter,
-    ])?;
-    ensure!(asked.code != Some(0), "it is still served: {}", asked.stdout);
-    report.afterwards = format!("{} {}", asked.stdout.trim(), asked.stderr.trim());
+    report.afterwards = refused(&house, &report.adapter, "research")?;
     house.stage.stop_and_audit()?;
     Ok(report)
+}
+
+/// What a researcher hears who may not use the adapter at the holder's.
+fn refused(house: &House, adapter: &str, purpose: &str) -> anyhow::Result<String> {
+    let at = ["--at", HOLDER.1, "--adapter", adapter, "--purpose", purpose];
+    let asked =
+        house.researcher.run(&[&["--json", "submit", "infer", QUESTION][..], &at].concat())?;
+    ensure!(asked.code != Some(0), "it is served: {}", asked.stdout);
+    Ok(format!("{} {}", asked.stdout.trim(), asked.stderr.trim()))
 }
 
 /// Answers to recalls in the node's log.

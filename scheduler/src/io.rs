@@ -223,6 +223,12 @@ pub enum Effect {
         /// The lease.
         lease: MessageId,
     },
+    /// Executing node: home has counted the lease, or cannot any more. If no other lease of its job is open,
+    /// nothing that the job has left here is of use.
+    WorkCounted {
+        /// The lease.
+        lease: MessageId,
+    },
     /// Home: open the stream to the node that holds the lease, give the input, take tokens.
     OpenStream {
         /// The job.

@@ -102,9 +102,21 @@ impl LeaseBook {
         self.leases.get(&id)
     }
 
+    /// What this node needed for an attempt of the job, if it ever had one.
+    pub fn work_of(&self, job: MessageId) -> Option<&Work> {
+        self.leases.values().map(|held| &held.work).find(|work| work.lease.job == job)
+    }
+
     /// How many receipts wait for their settlement.
     pub fn unsettled_count(&self) -> usize {
         self.unsettled.len()
+    }
+
+    /// Whether home may still give this node an attempt of the job, or count one.
+    pub fn may_go_on(&self, job: MessageId) -> bool {
+        let of_job =
+            |id: &MessageId| self.leases.get(id).is_some_and(|held| held.work.lease.job == job);
+        self.live.iter().chain(&self.unsettled).any(of_job)
     }
 
     /// Slots that a new lease could take.
@@ -244,6 +256,7 @@ impl LeaseBook {
         ctx.heard(&settlement.clone().into(), &[], false);
         for id in meant {
             self.enter_settled(id);
+            ctx.out.push(Effect::WorkCounted { lease: id });
         }
     }
 
@@ -272,6 +285,7 @@ impl LeaseBook {
         }
         for id in given_up {
             self.unsettled.remove(&id);
+            ctx.out.push(Effect::WorkCounted { lease: id });
         }
     }
 

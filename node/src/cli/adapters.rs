@@ -32,8 +32,8 @@ pub(super) async fn run(
     let store = AdapterStore::new(context.layout.adapters_dir());
     match command {
         AdaptersCommand::Ls => list(context, &store)?,
-        AdaptersCommand::Add { dir } => {
-            let id = add(&store, &dir)?;
+        AdaptersCommand::Add { folder } => {
+            let id = add(&store, &folder)?;
             tell(context).await?;
             context.terminal.answer(&serde_json::json!({ "adapter": id }), |terminal, _| {
                 terminal.line(id.to_string())

@@ -578,7 +578,7 @@ pub(super) enum AdaptersCommand {
     /// Serve an adapter that was released to you: the folder that `allmend result` wrote
     Add {
         /// The folder
-        dir: PathBuf,
+        folder: PathBuf,
     },
     /// Stop serving one and delete it
     Rm {
@@ -601,4 +601,33 @@ pub(super) enum AuditCommand {
         #[arg(required = true)]
         dirs: Vec<PathBuf>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// Goal: no command has an argument that clap would take for a global option because both have one id.
+    #[test]
+    fn no_argument_hides_a_global_option() {
+        fn walk(command: &clap::Command, globals: &BTreeSet<String>, hidden: &mut Vec<String>) {
+            for inner in command.get_subcommands() {
+                let own = inner.get_arguments().map(|argument| argument.get_id().to_string());
+                let clash = own.filter(|id| globals.contains(id));
+                hidden.extend(clash.map(|id| format!("{} {id}", inner.get_name())));
+                walk(inner, globals, hidden);
+            }
+        }
+        let command = Args::command();
+        command.clone().debug_assert();
+        let globals = command.get_arguments().filter(|argument| argument.is_global_set());
+        let globals = globals.map(|argument| argument.get_id().to_string()).collect();
+        let mut hidden = Vec::new();
+        walk(&command, &globals, &mut hidden);
+        assert!(globals.len() >= 2 && hidden.is_empty(), "{hidden:?}");
+    }
 }

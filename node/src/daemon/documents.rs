@@ -300,6 +300,9 @@ impl Daemon {
                 (None, record) => json!({ "kind": "note", "leaf": leaf, "note": record }),
             })
             .collect();
+        if rows.is_empty() {
+            return Ok(super::serve::no_such_job());
+        }
         Ok(document(&Value::Array(rows)))
     }
 

@@ -87,6 +87,7 @@ impl Daemon {
             }
             Effect::WorkGated { lease, report } => self.running.gated(lease, report),
             Effect::WorkSettled { lease } => self.running.settled(lease),
+            Effect::WorkCounted { lease } => self.counted(lease),
             Effect::OpenStream { job, attempt, node, lease } => {
                 if let Err(error) = self.open_stream(job, attempt, node, lease) {
                     // The lease lapses or fails at the node, and the next attempt is made.

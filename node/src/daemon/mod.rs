@@ -88,7 +88,7 @@ pub(crate) enum Event {
         reply: oneshot::Sender<Response>,
     },
     /// Rows that a job had brought have been deleted.
-    Deleted { deleted: allmend_data::Deleted, input: Digest },
+    Deleted { job: MessageId, input: Digest, bytes: u64 },
     /// Adapters have been released or recalled.
     AdaptersChanged,
     /// Home's stream of an attempt has ended.
@@ -280,7 +280,7 @@ impl Daemon {
                 let response = self.answer(caller, *ask, payload).await?;
                 let _ = reply.send(response);
             }
-            Event::Deleted { deleted, input } => self.note_deletion(&deleted, input).await?,
+            Event::Deleted { job, input, bytes } => self.note_deletion(job, input, bytes).await?,
             Event::AdaptersChanged => inputs.push(Input::Local(self.local_state())),
             Event::StreamOver { job, attempt } => {
                 self.streams.remove(&(job, attempt));

@@ -268,6 +268,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     daemon.publish_membership().await?;
     daemon.finish_results();
     daemon.warm_models();
+    daemon.forget_counted();
     tokio::spawn(on_signals(events));
     let path = local.layout.daemon_file();
     write_private(&path, &serde_json::to_vec_pretty(&found)?)

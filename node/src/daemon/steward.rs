@@ -1,6 +1,7 @@
 //! What data stewards ask of the daemon, and recalls between nodes (specs/approval.md, specs/recall.md).
 
-use allmend_data::Deleted;
+use std::sync::Arc;
+
 use allmend_protocol::envelope::{Signed, Verified};
 use allmend_protocol::ids::{Digest, MessageId, NodeId, PublicKey};
 use allmend_protocol::message::AnyMessage;
@@ -8,7 +9,7 @@ use allmend_protocol::stewardship::{Approval, Deletion, Recall, RecallAnswer, Re
 use allmend_scheduler::io::Input;
 use serde_json::json;
 
-use super::Daemon;
+use super::{Daemon, Event};
 use super::documents::document;
 use crate::client::proto::{Answer, Problem, ProblemClass};
 use crate::membership::now;
@@ -115,19 +116,53 @@ impl Daemon {
         Ok(document(&json!({ "recall": recall.id(), "adapter": adapter, "told": names })))
     }
 
-    /// Says in the log that what a job had brought is gone.
+    /// Home has counted a lease: what its job has left of training goes, unless the job may go on here.
+    pub(super) fn counted(&self, lease: MessageId) {
+        let Some(held) = self.core.lease_book().lease(lease) else { return };
+        let job = &held.work().job;
+        if self.core.lease_book().may_go_on(job.id()) {
+            return;
+        }
+        self.forget_training(job.id(), Some((job.input.digest, job.input.bytes)));
+    }
+
+    /// What jobs left of training that were counted while this node was away.
+    pub(super) fn forget_counted(&self) {
+        for job in self.stewards.training() {
+            let book = self.core.lease_book();
+            if !book.may_go_on(job) {
+                let input = book.work_of(job).map(|work| &work.job.input);
+                self.forget_training(job, input.map(|input| (input.digest, input.bytes)));
+            }
+        }
+    }
+
+    /// Deletes it, and has the deletion of rows logged if a lease brought them.
+    fn forget_training(&self, job: MessageId, input: Option<(Digest, u64)>) {
+        let (stewards, events) = (Arc::clone(&self.stewards), self.events.clone());
+        tokio::spawn(async move {
+            let deleting = move || stewards.forget_training(job, now());
+            let deleted = tokio::task::spawn_blocking(deleting).await;
+            if let (Ok(Some(_)), Some((input, bytes))) = (deleted, input) {
+                let _ = events.send(Event::Deleted { job, input, bytes }).await;
+            }
+        });
+    }
+
+    /// Signs and logs that the rows that a job brought are gone.
     pub(super) async fn note_deletion(
         &mut self,
-        deleted: &Deleted,
+        job: MessageId,
         input: Digest,
+        bytes: u64,
     ) -> anyhow::Result<()> {
         let body = Deletion {
             federation: self.local.federation,
             signer: self.local.node,
             charter: self.core.roster().charter().id(),
-            job: deleted.job,
+            job,
             input,
-            bytes: deleted.bytes,
+            bytes,
             issued: now(),
         };
         let deletion = Verified::sign(self.local.identity.signing(), body)?;

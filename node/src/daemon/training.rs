@@ -125,13 +125,6 @@ pub(super) async fn run(
     };
     // What was reserved of a privacy budget and not used goes back, whatever happened.
     place.stewards.account(attempt.work.lease.job, run.tally.steps_ever);
-    let over = !matches!(outcome, Outcome::Interrupted | Outcome::Failed { permanent: false, .. });
-    if over && let Some(deleted) = place.stewards.forget_training(attempt.work.lease.job, now()) {
-        let _ = place
-            .events
-            .send(Event::Deleted { deleted, input: attempt.work.job.input.digest })
-            .await;
-    }
     attempt.finish();
     let licence = run.licence;
     report(

@@ -200,6 +200,11 @@ impl Stewardship {
         self.shelf.keep_finished(job, bytes)
     }
 
+    /// Jobs that have left something of training here.
+    pub(crate) fn training(&self) -> Vec<MessageId> {
+        self.shelf.jobs()
+    }
+
     /// Removes what a job that is over has left; says what of its own rows that was.
     pub(crate) fn forget_training(&self, job: MessageId, now: Timestamp) -> Option<Deleted> {
         self.shelf.remove(job, now).unwrap_or_else(|error| {

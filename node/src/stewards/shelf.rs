@@ -85,6 +85,12 @@ impl Shelf {
         }
     }
 
+    /// Jobs of which there is something.
+    pub(super) fn jobs(&self) -> Vec<MessageId> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
     /// Removes everything of a job; says what of its own rows that was.
     pub(super) fn remove(
         &self,

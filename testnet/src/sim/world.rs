@@ -439,6 +439,7 @@ impl<'a> World<'a> {
             Effect::WorkContracted { .. }
             | Effect::WorkGated { .. }
             | Effect::WorkSettled { .. }
+            | Effect::WorkCounted { .. }
             | Effect::JobChanged { .. } => {}
         }
         Ok(())

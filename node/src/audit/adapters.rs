@@ -85,11 +85,19 @@ impl<'c, 'a> Adapters<'c, 'a> {
     }
 
     fn answer(&mut self, said: &Said<'_>, answer: &RecallAnswer, notes: &mut Notes) {
-        self.answered.entry((answer.signer, answer.adapter)).or_insert(said.entry.index);
+        let own = said.log.node == Some(answer.signer);
+        if own {
+            // Only in its own log the order says something.
+            self.answered.entry((answer.signer, answer.adapter)).or_insert(said.entry.index);
+        }
         let Some(recall) = self.recalls.get(&answer.recall).copied() else {
             return self.chain.unmatched_somewhere(said, "recall", notes);
         };
         let heard = answer.issued.plus(self.chain.members.skew());
+        if !own && said.log.node != Some(recall.signer) {
+            let why = "the answer of another node to another's recall belongs into their logs";
+            return notes.find(&said.place(), Fault::Misplaced, why.to_owned());
+        }
         let rules = [
             (recall.adapter == answer.adapter, "the recall is of another adapter"),
             (recall.issued <= heard, "it was issued before its recall"),

@@ -263,7 +263,10 @@ impl Members {
                 let signed = (recall.signer, recall.issued);
                 (true, Some(recall.charter), Some(signed))
             }
-            AnyMessage::RecallAnswer(answer) => own(said, answer.charter, Some(answer.issued)),
+            // Whoever recalls logs everybody's answer; which recall it is about is looked at later.
+            AnyMessage::RecallAnswer(answer) => {
+                (true, Some(answer.charter), Some((answer.signer, answer.issued)))
+            }
             // Whoever is no member any more still has to delete.
             AnyMessage::Deletion(deletion) => own(said, deletion.charter, None),
             // Both are judged by who was a member when the lease was issued, or the grant.

@@ -116,11 +116,12 @@ pub(super) enum Command {
     },
     /// Take a released adapter back: every node stops serving it and deletes it
     Recall {
-        /// The adapter's id
-        adapter: allmend_protocol::ids::Digest,
+        /// The adapter's id; without one, the recalls so far and who has answered them
+        #[arg(requires = "why")]
+        adapter: Option<allmend_protocol::ids::Digest>,
         /// Why, in words
-        #[arg(long, value_name = "TEXT")]
-        why: String,
+        #[arg(long, value_name = "TEXT", requires = "adapter")]
+        why: Option<String>,
     },
     /// Adapters that this machine's node serves
     #[command(subcommand)]

@@ -112,7 +112,7 @@ fn run(args: Args, terminal: &Terminal) -> anyhow::Result<ExitCode> {
             Command::Inbox => stewards::inbox(&context).await,
             Command::Approve(options) => stewards::approve(&context, options).await,
             Command::Refuse { question, why } => stewards::refuse(&context, &question, why).await,
-            Command::Recall { adapter, why } => stewards::recall(&context, adapter, why).await,
+            Command::Recall { adapter, why } => stewards::recall(&context, adapter.zip(why)).await,
             Command::Adapters(command) => adapters::run(&context, command).await,
             Command::Audit(command) => audit::run(&context, command),
             Command::Completions { .. }

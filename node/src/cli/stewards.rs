@@ -5,6 +5,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use allmend_protocol::bytes::ByteString;
 use allmend_protocol::envelope::Verified;
@@ -21,12 +22,16 @@ use crate::client::Caller;
 use crate::client::proto::Ask;
 use crate::config::Identity;
 use crate::membership::{now, read_charter};
-use crate::ui::{self, Advice, ExitClass, Terminal};
+use crate::ui::{self, Advice, Align, ExitClass, Table, Terminal};
 
 /// The largest document whose digest is signed.
 const DOCUMENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// A refusal holds for so long: asking again in the meantime changes nothing.
 const REFUSAL_HOLDS: DurationMs = DurationMs::from_secs(30 * 86_400);
+
+/// How long the first answers to a recall are waited for, and how often they are looked at.
+const ANSWERS_WAIT: Duration = Duration::from_secs(5);
+const ANSWERS_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) async fn inbox(context: &Context<'_>) -> anyhow::Result<ExitCode> {
     let (_, caller) = connect(context).await?;
@@ -120,20 +125,54 @@ pub(super) async fn refuse(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Takes an adapter back and waits a moment for the answers; without one, shows what was taken back before.
 pub(super) async fn recall(
     context: &Context<'_>,
-    adapter: Digest,
-    why: String,
+    wanted: Option<(Digest, String)>,
 ) -> anyhow::Result<ExitCode> {
     let (_, caller) = connect(context).await?;
-    let answers = caller.document(&Ask::Recall { adapter, why }).await?;
+    let only = wanted.as_ref().map(|(adapter, _)| adapter.to_string());
+    if let Some((adapter, why)) = wanted {
+        caller.document(&Ask::Recall { adapter, why }).await?;
+    }
+    let begun = tokio::time::Instant::now();
+    let rows = loop {
+        let all = caller.document(&Ask::Recalls {}).await?;
+        let rows = all.as_array().into_iter().flatten();
+        let rows: Vec<Value> = rows
+            .filter(|row| only.as_deref().is_none_or(|only| text(row, "adapter") == only))
+            .cloned()
+            .collect();
+        let missing = rows.iter().any(|row| !list(row, "missing").is_empty());
+        if only.is_none() || !missing || begun.elapsed() > ANSWERS_WAIT {
+            break rows;
+        }
+        tokio::time::sleep(ANSWERS_EVERY).await;
+    };
     caller.close().await;
-    context.terminal.answer(&answers, |terminal, answers| {
-        terminal.line(format!("adapter {} is recalled", adapter.short()))?;
-        let told: Vec<&str> = list(answers, "told").iter().filter_map(Value::as_str).collect();
-        terminal.line(format!("told: {}", told.join(", ")))?;
-        terminal.note("what each node answers is in this node's log: allmend audit verify");
-        Ok(())
+    context.terminal.answer(&Value::Array(rows), |terminal, rows| {
+        let mut table = Table::new()
+            .column("ADAPTER", Align::Left)
+            .squeezable("NODE")
+            .column("SAID", Align::Left);
+        for row in rows.as_array().into_iter().flatten() {
+            let adapter = ui::short_id(text(row, "adapter"));
+            for answer in list(row, "answers") {
+                let said = match text(answer, "done") {
+                    "deleted" => "deleted it",
+                    "not-held" => "did not have it",
+                    other => other,
+                };
+                table.row([adapter, text(answer, "node_name"), said]);
+            }
+            for name in list(row, "missing").iter().filter_map(Value::as_str) {
+                table.row([adapter, name, "no answer yet; it is asked again"]);
+            }
+        }
+        if table.is_empty() {
+            return terminal.line("no recalls yet: allmend recall ADAPTER --why …");
+        }
+        terminal.table(&table)
     })?;
     Ok(ExitCode::SUCCESS)
 }

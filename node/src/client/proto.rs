@@ -88,6 +88,8 @@ pub enum Ask {
         /// Why.
         why: String,
     },
+    /// The caller's recalls and who has answered them (an operator: all), as a JSON document.
+    Recalls {},
     /// Adapters that this node serves, as a JSON document.
     Adapters {},
     /// Operator: adapters have been added to or removed from disk.
@@ -224,7 +226,7 @@ pub enum JobEvent {
         index: u32,
         /// Tokens trained on since the report before.
         tokens: u32,
-        /// What it says, as JSON (specs/finetune.md §5).
+        /// What it says, as JSON (specs/finetune.md §6).
         report: String,
     },
     /// The job is over; nothing follows.

@@ -1,4 +1,4 @@
-//! A report from training, as it travels home and is shown to people (specs/finetune.md §5).
+//! A report from training, as it travels home and is shown to people (specs/finetune.md §6).
 //!
 //! Numbers over many rows, never of one: the node that trains decides what they may tell.
 

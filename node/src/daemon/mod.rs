@@ -9,6 +9,7 @@ mod effects;
 mod index;
 mod output;
 mod quote;
+mod recalls;
 mod register;
 mod running;
 mod serve;
@@ -121,6 +122,7 @@ pub(crate) struct Daemon {
     spool: Spool,
     running: Running,
     stewards: Arc<Stewardship>,
+    recalls: recalls::Recalls,
     capacity: capacity::Capacity,
     events: mpsc::Sender<Event>,
     outputs: BTreeMap<MessageId, Arc<JobOutput>>,
@@ -205,6 +207,7 @@ impl Daemon {
                 if let Some(versions) = self.membership.peer_versions(node) {
                     inputs.push(Input::PeerVersions { node, versions });
                 }
+                self.recall_to(node);
             }
             NetEvent::Left(node) => tracing::info!(node = %node.short(), "member disconnected"),
             NetEvent::Gossip(bytes) => {
@@ -325,6 +328,7 @@ impl Daemon {
             self.housekeeping = Instant::now();
             self.keep_house(inputs).await?;
         }
+        self.recall_again();
         inputs.push(Input::Tick);
         Ok(())
     }

@@ -217,6 +217,8 @@ impl Daemon {
             (Ask::Inbox {}, Caller::Researcher(_)) => self.inbox_document(Some(caller)),
             (Ask::Approve { approval }, _) => self.approve(caller, &approval.0).await?,
             (Ask::Recall { adapter, why }, _) => self.recall(caller, *adapter, why.clone()).await?,
+            (Ask::Recalls {}, Caller::Operator) => self.recalls_document(None),
+            (Ask::Recalls {}, Caller::Researcher(_)) => self.recalls_document(Some(caller)),
             (Ask::Adapters {}, _) => self.adapters_document(),
             (Ask::Cancel { cancel }, Caller::Researcher(_)) => {
                 self.cancel(caller, &cancel.0).await?

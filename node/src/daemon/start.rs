@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::capacity::Capacity;
 use super::effects::KIND_CORE;
 use super::index::ByJob;
+use super::recalls::Recalls;
 use super::register::Register;
 use super::running::Running;
 use super::serve::KnownClients;
@@ -141,14 +142,17 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let entries = entries(recovered.records, membership.as_ref())?;
     let device = Device::probe(layout.root());
     let room = room_here(program.clone()).await;
-    let stewards = {
-        let leaves = entries.iter().filter_map(|entry| match entry {
+    let leaves = || {
+        entries.iter().filter_map(|entry| match entry {
             Entry::Leaf(message) => Some(message),
             Entry::Private(_) => None,
-        });
+        })
+    };
+    let recalls = Recalls::open(node, leaves());
+    let stewards = {
         let here = (node, institution, cert.jurisdiction);
         let notify = config.stewards.notify.clone();
-        Arc::new(Stewardship::open(&layout, here, room, notify, leaves)?)
+        Arc::new(Stewardship::open(&layout, here, room, notify, leaves())?)
     };
     let settings = Settings {
         policy,
@@ -253,6 +257,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         spool: Spool::new(local.layout.spool_dir()),
         running,
         stewards,
+        recalls,
         capacity,
         events: events.clone(),
         outputs: BTreeMap::new(),

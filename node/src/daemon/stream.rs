@@ -65,7 +65,7 @@ pub(crate) enum Said {
         index: u32,
         /// Tokens trained on since the report before.
         tokens: u32,
-        /// What it says, as JSON (specs/finetune.md §5).
+        /// What it says, as JSON (specs/finetune.md §6).
         report: String,
     },
     /// A part of what the output gate released, sealed to the researcher. The parts come in order and

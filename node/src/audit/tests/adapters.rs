@@ -52,6 +52,10 @@ fn a_recall_is_by_who_released_and_every_answer_finds_it() {
     world.leaves[0].push(bytes(&sign(1, answer(&world, node(1), adapter))));
     world.leaves[1].push(bytes(&sign(2, answer(&world, node(2), adapter))));
     assert!(world.audit().ok(), "{:#?}", world.audit().findings);
+    // Whoever recalled keeps the answers of others as well.
+    world.leaves[2].push(bytes(&sign(1, answer(&world, node(1), adapter))));
+    assert!(world.audit().ok(), "{:#?}", world.audit().findings);
+    world.leaves[2].pop();
     // Without the recall the answers are to nothing.
     world.leaves[2].pop();
     assert_eq!(

@@ -11,6 +11,8 @@ use crate::tuning::rows::{QUESTION, archive, jsonl};
 use crate::tuning::{self, Dataset, Recipe, Source, TRAINED_WITHIN, policy};
 use crate::world::{SOON, text, wait_for};
 
+/// A node that has nothing to do with any of it, but is told.
+const THIRD: &str = "third";
 /// Rows of the dataset.
 const ROWS: usize = 60;
 /// Why it is withdrawn; the researcher reads it.
@@ -38,7 +40,7 @@ pub struct Report {
 /// # Errors
 /// With the first promise that was not kept.
 pub fn run() -> anyhow::Result<Report> {
-    let third = plan("third", "Third Institute", "NO");
+    let third = plan(THIRD, "Third Institute", "NO");
     let mut house = House::open("Withdraw", &[], &[third], &[], |_| Ok(()))?;
     let rows = jsonl(&archive(ROWS));
     let version = house.add(&Dataset {
@@ -83,8 +85,16 @@ pub fn run() -> anyhow::Result<Report> {
     let served = refused(&house, &report.adapter, "research")?;
     ensure!(served.contains("withdrawn"), "the policy's reason is not told: {served}");
 
-    say("withdraw: what was released is recalled");
-    house.steward.cli.ok(&["recall", &report.adapter, "--why", WHY])?;
+    say("withdraw: what was released is recalled, while a node is away");
+    let third = house.stage.world.member_mut(THIRD);
+    third.ask_to_stop();
+    third.wait_stopped()?;
+    let recalled = house.steward.cli.json(&["recall", &report.adapter, "--why", WHY])?;
+    let missing = recalled[0]["missing"].as_array().cloned().unwrap_or_default();
+    ensure!(missing == [THIRD], "the steward is not told who has not answered: {recalled}");
+    let third = house.stage.world.member_mut(THIRD);
+    third.start()?;
+    third.wait_up()?;
     let answers = wait_for("every node's answer to the recall", SOON, || {
         let logged = recalls(&holder)?;
         Ok((logged.len() >= 3).then_some(logged))

@@ -13,13 +13,13 @@ use crate::world::{Cli, text, wait_for};
 /// The institution that has the text: its node's directory, and what `at` calls it.
 const HOLDER: (&str, &str) = ("alpine", "Alpine Supercomputing");
 /// Rows of the text. One epoch over them is enough to learn the fact, and too little for any row.
-const ROWS: usize = 112;
+const ROWS: usize = 80;
 /// Steps of the optimiser.
-const STEPS: u32 = 28;
+const STEPS: u32 = 20;
 /// Of each answer: the fact stands at its beginning.
 const ANSWER_TOKENS: u32 = 24;
 /// Reports at each end of the curve that are compared: a single one is noisy.
-const ENDS: usize = 3;
+const ENDS: usize = 2;
 
 impl Stage<'_> {
     pub(super) fn tuned(&mut self, researcher: &Cli) -> anyhow::Result<()> {
@@ -30,7 +30,8 @@ impl Stage<'_> {
         self.narrator.note(&format!("{QUESTION} The model as it is: {base:?}"));
         self.narrator.note("$ allmend submit finetune job.toml");
         let source = Source::Dataset(version.clone());
-        let recipe = Recipe { steps: STEPS, ..Recipe::short(HOLDER.1, source) };
+        let recipe =
+            Recipe { steps: STEPS, learning_rate: 3e-3, ..Recipe::short(HOLDER.1, source) };
         let job = tuning::submit(researcher, &recipe)?;
         let question = tuning::question_of(&steward, researcher, &job)?;
         let waits = self.waits(researcher, &job)?;

@@ -59,6 +59,17 @@ pub struct FinetuneWork {
     /// Stop when the loss has not improved for so many steps; absent: never for that reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau_steps: Option<u32>,
+    /// How products with the frozen weights are computed; absent: in F32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+}
+
+/// A way to compute products that is not F32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// Both factors are rounded to bfloat16, sums are F32.
+    Bf16,
 }
 
 /// One dataset of a mix.

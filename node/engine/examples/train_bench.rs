@@ -61,7 +61,10 @@ fn main() -> Result<(), Failure> {
     }
     let mut counted = times.split_off(1);
     counted.sort_by(f64::total_cmp);
+    // What the products alone would take at the speed that this machine multiplies with now.
+    let products = base.duration(&recipe, rayon::current_num_threads() as u32)?;
     let told = json!({
+        "products_seconds_per_step": products.as_secs_f64() / recipe.steps as f64,
         "seconds_per_step": counted[counted.len() / 2],
         "seconds": counted,
         "load_seconds": load,

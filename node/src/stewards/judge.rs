@@ -258,6 +258,10 @@ impl State {
         held: &[Held],
     ) -> Result<(), Vec<Reason>> {
         let no = |text: String| Err(vec![Reason::new(ReasonClass::Policy, text)]);
+        if question.work.precision.is_some() && !allmend_engine::train::bf16_available() {
+            let text = "this processor has no bfloat16 instructions; leave training.precision out";
+            return Err(vec![Reason::new(ReasonClass::Device, text)]);
+        }
         let Some(terms) = &question.spec.terms else {
             return no("the job accepts no terms; submit it with a [terms] section".to_owned());
         };

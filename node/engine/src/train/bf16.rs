@@ -18,8 +18,8 @@ const ROWS: usize = 6;
 /// Rows that one task computes.
 const TASK_ROWS: usize = 64;
 
-/// Whether this processor has the instructions.
-pub(crate) fn available() -> bool {
+/// Whether this processor has the instructions for [`super::Precision::Bf16`].
+pub fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]

@@ -60,6 +60,7 @@ mod weights;
 mod tests;
 
 pub use self::bench::Bench;
+pub use self::bf16::available as bf16_available;
 pub use self::canary::{CANARIES_MAX, Canaries, Form, SECRETS};
 pub use self::divide::{Divided, ROWS_MAX, Sides, Split, divide};
 pub use self::error::TrainError;
@@ -68,9 +69,7 @@ pub use self::example::{Example, Subject};
 pub use self::faults::Faults;
 pub use self::health::probe_processor;
 pub use self::measure::{MeasureError, MeasureOptions, MeasuredRows, Measures, measure};
-pub use self::monitor::{
-    Abort, Divergence, Idle, LossRules, Losses, Plateau, Stall, WINDOW_MAX, Watch,
-};
+pub use self::monitor::{Abort, Divergence, LossRules, Losses, Plateau, WINDOW_MAX};
 pub use self::order::{DATASETS_MAX, Order, ROUND_MAX};
 pub use self::peft::{AdapterFiles, AdapterShape};
 pub use self::plan::MemoryPlan;

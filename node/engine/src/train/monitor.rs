@@ -1,18 +1,16 @@
-//! When a run is stopped early because it will not come to anything, or the machine does not do its work.
+//! When a run is stopped early because it will not come to anything.
 //!
-//! Pure rules over numbers handed in: no clock here. Each has a bound that says how soon it must act:
+//! Pure rules over losses; that a machine does not do its work is seen from outside of the room. Each has a
+//! bound that says how soon it must act:
 //!
 //! | Reason | Rule | Acts |
 //! |---|---|---|
 //! | not finite | a loss or gradient norm is NaN or infinite | in that step |
-//! | diverged | loss above [`Divergence::multiple`] × its best running median, several steps in a row | after [`Divergence::steps`] |
+//! | diverged | loss above [`Divergence::multiple`] × the best so far, or worse than chance, several steps in a row | after [`Divergence::steps`] |
 //! | plateau | no gain of [`Plateau::gain`] in the running median; only when the recipe asks | after [`Plateau::window`] steps |
-//! | stalled | no step ended for [`Stall::multiple`] × the median time of one | at [`Watch::deadline_ms`] |
-//! | idle | computed for less than [`Idle::share`] of the time | after [`Idle::window_ms`] |
 //!
-//! The first three look at losses only and are part of a snapshot ([`Losses`] serialises), so a run that was
-//! taken up again stops where it would have stopped. The last two look at times, which no two runs share; the
-//! daemon applies them ([`Watch`]) to the progress frames of the worker, for one that hangs cannot speak.
+//! What they remember is part of a snapshot ([`Losses`] serialises), so a run that was taken up again stops where
+//! it would have stopped.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -37,7 +35,7 @@ pub enum Abort {
         step: u64,
         /// Its loss.
         loss: f64,
-        /// The best running median before.
+        /// The best before.
         best: f64,
         /// Steps in a row.
         steps: u32,
@@ -51,22 +49,6 @@ pub enum Abort {
         /// The gain asked for, as a part of the loss.
         gain: f64,
     },
-    /// A step takes too long.
-    Stalled {
-        /// Steps that had ended.
-        steps: u64,
-        /// How long nothing has ended.
-        waited_ms: u64,
-        /// How long was allowed.
-        allowed_ms: u64,
-    },
-    /// The process waits instead of computing.
-    Idle {
-        /// Time looked at.
-        window_ms: u64,
-        /// Time for which it computed.
-        computed_ms: u64,
-    },
 }
 
 impl Abort {
@@ -76,8 +58,6 @@ impl Abort {
             Self::NotFinite { .. } => "not-finite",
             Self::Diverged { .. } => "diverged",
             Self::Plateau { .. } => "plateau",
-            Self::Stalled { .. } => "stalled",
-            Self::Idle { .. } => "idle",
         }
     }
 }
@@ -92,7 +72,7 @@ impl fmt::Display for Abort {
             ),
             Self::Diverged { step, loss, best, steps } => write!(
                 f,
-                "Up to step {step} the loss lay far above its best running median of {best:.3} for {steps} \
+                "Up to step {step} the loss lay far above the best before, {best:.3}, for {steps} \
                  steps, at last at {loss:.3}; a lower learning rate or a longer warm-up may help."
             ),
             Self::Plateau { step, window, gain } => write!(
@@ -100,16 +80,6 @@ impl fmt::Display for Abort {
                 "Up to step {step} the loss had not fallen by {:.2} % within {window} steps, as the recipe \
                  asks it to.",
                 gain * 100.0
-            ),
-            Self::Stalled { steps, waited_ms, allowed_ms } => write!(
-                f,
-                "After {steps} steps no further one ended within {waited_ms} ms, where {allowed_ms} ms were \
-                 allowed; the machine hangs or is overloaded."
-            ),
-            Self::Idle { window_ms, computed_ms } => write!(
-                f,
-                "Within {window_ms} ms the process computed for {computed_ms} ms only; the machine does not \
-                 do its work."
             ),
         }
     }
@@ -120,9 +90,12 @@ impl fmt::Display for Abort {
 pub struct Divergence {
     /// Above so many times the best running median.
     pub multiple: f64,
+    /// Or above this, in nats, which is what a guess among all tokens has, the logarithm of their number; and
+    /// above the first loss, that of the model as it was, by half. None leaves it to whoever knows the model.
+    pub chance: Option<f64>,
     /// For so many steps in a row.
     pub steps: u32,
-    /// Steps of the running median. Nothing has diverged before so many have been seen.
+    /// Steps of the running median. Nothing has grown before so many have been seen.
     pub window: u32,
     /// A best median below this counts as this, in nats: the losses of what is learnt by heart are small and
     /// jump.
@@ -131,7 +104,7 @@ pub struct Divergence {
 
 impl Default for Divergence {
     fn default() -> Self {
-        Self { multiple: 3.0, steps: 5, window: 5, floor: 0.5 }
+        Self { multiple: 3.0, chance: None, steps: 5, window: 5, floor: 0.5 }
     }
 }
 
@@ -159,9 +132,12 @@ impl LossRules {
     /// # Errors
     /// In words.
     pub fn check(&self) -> Result<(), String> {
-        let Divergence { multiple, steps, window, floor } = self.divergence;
+        let Divergence { multiple, chance, steps, window, floor } = self.divergence;
         if !(multiple.is_finite() && multiple > 1.0 && floor.is_finite() && floor >= 0.0) {
             return Err("divergence: multiple must be above 1 and floor at least 0".to_owned());
+        }
+        if chance.is_some_and(|chance| !(chance.is_finite() && chance > 0.0)) {
+            return Err("divergence: chance must be above 0".to_owned());
         }
         let window_fits = |window: u32| (1..=WINDOW_MAX).contains(&window);
         if steps == 0 || !window_fits(window) {
@@ -199,6 +175,9 @@ impl<'de> Deserialize<'de> for Exact {
 pub struct Losses {
     /// The last losses, at most [`Divergence::window`].
     recent: VecDeque<Exact>,
+    /// The first loss. One step says little, so it only counts where the model guesses.
+    #[serde(default)]
+    first: Option<Exact>,
     /// The lowest running median so far.
     best: Option<Exact>,
     /// Steps in a row that lay above the bound.
@@ -222,6 +201,7 @@ impl Losses {
         }
         let loss = loss?;
         let abort = self.diverged(&rules.divergence, step, loss);
+        self.first.get_or_insert(Exact(loss));
         let window = rules.divergence.window.clamp(1, WINDOW_MAX) as usize;
         self.recent.push_back(Exact(loss));
         while self.recent.len() > window {
@@ -237,11 +217,11 @@ impl Losses {
 
     /// Compares with the best median *before* the step, so that no loss excuses itself.
     fn diverged(&mut self, rule: &Divergence, step: u64, loss: f64) -> Option<Abort> {
-        let best = self.best?.0;
-        self.above = match loss > rule.multiple * best.max(rule.floor) {
-            true => self.above + 1,
-            false => 0,
-        };
+        let first = self.first?.0;
+        let best = self.best.map_or(first, |best| best.0);
+        let grown = self.best.is_some() && loss > rule.multiple * best.max(rule.floor);
+        let guessing = rule.chance.is_some_and(|chance| loss > chance.max(1.5 * first));
+        self.above = if grown || guessing { self.above + 1 } else { 0 };
         let steps = self.above;
         (steps >= rule.steps).then_some(Abort::Diverged { step, loss, best, steps })
     }
@@ -254,133 +234,6 @@ impl Losses {
         self.mark = Some((mark, ago));
         let Plateau { window, gain } = rule;
         (ago >= window).then_some(Abort::Plateau { step, window, gain })
-    }
-}
-
-/// When a step takes too long.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Stall {
-    /// So many times the median of the last steps.
-    pub multiple: u32,
-    /// But never less than this: machines are shared.
-    pub least_ms: u64,
-    /// For the first step, before which model and rows are loaded and checked.
-    pub first_ms: u64,
-}
-
-impl Default for Stall {
-    fn default() -> Self {
-        Self { multiple: 10, least_ms: 120_000, first_ms: 1_800_000 }
-    }
-}
-
-/// When a process counts as idle.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Idle {
-    /// Computing for less than this part of the time.
-    pub share: f64,
-    /// Over so long.
-    pub window_ms: u64,
-}
-
-impl Default for Idle {
-    fn default() -> Self {
-        Self { share: 0.05, window_ms: 120_000 }
-    }
-}
-
-/// Steps whose times count for the median: old ones say nothing of a machine that others use too.
-const TIMES_LEN_MAX: usize = 32;
-/// Samples of the processor time that are kept over a window.
-const SAMPLES_LEN_MAX: usize = 64;
-
-/// Watches a worker from outside, by the times of its progress frames and the processor time of its
-/// process, both on any monotonic clock that the caller has.
-#[derive(Clone, Debug)]
-pub struct Watch {
-    stall: Stall,
-    idle: Option<Idle>,
-    steps: u64,
-    last_ms: u64,
-    times_ms: VecDeque<u64>,
-    /// Wall and processor time, oldest first; they reach back at least one window once that has passed.
-    samples: VecDeque<(u64, u64)>,
-}
-
-impl Watch {
-    /// Begins at `now_ms`. Without `idle`, processor time is not looked at (a GPU computes while its
-    /// process waits).
-    pub fn new(stall: Stall, idle: Option<Idle>, now_ms: u64) -> Self {
-        let (times_ms, samples) = (VecDeque::new(), VecDeque::new());
-        Self { stall, idle, steps: 0, last_ms: now_ms, times_ms, samples }
-    }
-
-    /// A step has ended.
-    pub fn step_ended(&mut self, now_ms: u64) {
-        // The first includes loading; it says nothing of the others.
-        if self.steps > 0 {
-            self.times_ms.push_back(now_ms.saturating_sub(self.last_ms));
-            if self.times_ms.len() > TIMES_LEN_MAX {
-                self.times_ms.pop_front();
-            }
-        }
-        self.steps += 1;
-        self.last_ms = now_ms;
-    }
-
-    /// The worker shows that it lives although no step ends now: it evaluates, snapshots or measures.
-    pub fn alive(&mut self, now_ms: u64) {
-        self.last_ms = self.last_ms.max(now_ms);
-    }
-
-    /// When the run is to be stopped if nothing ends before; wait no longer than until then.
-    pub fn deadline_ms(&self) -> u64 {
-        self.last_ms.saturating_add(self.allowed_ms())
-    }
-
-    fn allowed_ms(&self) -> u64 {
-        let median = median(self.times_ms.iter().map(|&time| time as f64));
-        match median {
-            None => self.stall.first_ms.max(self.stall.least_ms),
-            Some(median) => {
-                (median as u64).saturating_mul(self.stall.multiple.into()).max(self.stall.least_ms)
-            }
-        }
-    }
-
-    /// Whether no step has ended for too long.
-    pub fn stalled(&self, now_ms: u64) -> Option<Abort> {
-        let (waited_ms, allowed_ms) = (now_ms.saturating_sub(self.last_ms), self.allowed_ms());
-        (waited_ms >= allowed_ms).then_some(Abort::Stalled {
-            steps: self.steps,
-            waited_ms,
-            allowed_ms,
-        })
-    }
-
-    /// Takes in the processor time that the process has used since it began, all threads together, and
-    /// says whether it was idle over the last window. Ask several times per window.
-    pub fn computed(&mut self, now_ms: u64, processor_ms: u64) -> Option<Abort> {
-        let idle = self.idle?;
-        let apart = idle.window_ms / (SAMPLES_LEN_MAX as u64 / 2);
-        if self.samples.back().is_none_or(|&(then, _)| now_ms >= then.saturating_add(apart)) {
-            self.samples.push_back((now_ms, processor_ms));
-        }
-        let old = |sample: Option<&(u64, u64)>| {
-            sample.is_some_and(|&(then, _)| now_ms.saturating_sub(then) >= idle.window_ms)
-        };
-        while self.samples.len() > SAMPLES_LEN_MAX || old(self.samples.get(1)) {
-            self.samples.pop_front();
-        }
-        let first = self.samples.front();
-        if !old(first) {
-            return None;
-        }
-        let &(then_ms, before_ms) = first?;
-        let window_ms = now_ms.saturating_sub(then_ms);
-        let computed_ms = processor_ms.saturating_sub(before_ms);
-        let enough = (computed_ms as f64) >= idle.share * window_ms as f64;
-        (!enough).then_some(Abort::Idle { window_ms, computed_ms })
     }
 }
 

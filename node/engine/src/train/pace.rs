@@ -31,7 +31,8 @@ impl Base {
             .saturating_mul(u64::from(recipe.sequence_tokens));
         let weights = multiplied(self.spec());
         let work = tokens as f64 * (weights.saturating_mul(passes)) as f64;
-        let seconds = work / (pace() * f64::from(threads.max(1)));
+        let share = f64::from(threads.max(1)) / rayon::current_num_threads().max(1) as f64;
+        let seconds = work / (pace() * share);
         Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 }
@@ -50,14 +51,14 @@ fn multiplied(spec: &ModelSpec) -> u64 {
     layer * spec.layers.len() as u64 + head
 }
 
-/// Multiply-adds per second of one thread at a product of training's own kind.
+/// Multiply-adds per second of all threads at a product of training's own kind.
 fn pace() -> f64 {
-    let (m, k, n) = (256, 576, 576);
+    let (m, k, n) = (512, 576, 1_536);
     let (a, b) = (vec![0.5; m * k], vec![0.25; n * k]);
     let mut to = vec![0.0; m * n];
     let mut product = || {
         let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, n, k).t());
-        multiply(Target::new(&mut to, m, n), Old::Replace, 1.0, a, b, Threads::One);
+        multiply(Target::new(&mut to, m, n), Old::Replace, 1.0, a, b, Threads::All);
     };
     // The first one touches the memory.
     product();

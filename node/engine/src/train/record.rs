@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::Data;
 use super::divide::Sides;
-use super::monitor::{Abort, Exact, Losses};
+use super::monitor::{Abort, Exact, LossRules, Losses};
 use super::session::SessionError;
 use super::settings::Settings;
 use super::trainer::StepReport;
@@ -142,7 +142,7 @@ impl State {
     /// Takes in a step that began in `epoch`.
     pub(super) fn observe(
         &mut self,
-        settings: &Settings,
+        rules: &LossRules,
         progress: &Progress,
         epoch: u64,
     ) -> Option<Abort> {
@@ -158,7 +158,7 @@ impl State {
                 *steps += 1;
             }
         }
-        self.losses.observe(&settings.rules, step, loss, grad_norm)
+        self.losses.observe(rules, step, loss, grad_norm)
     }
 
     pub(super) fn record(

@@ -232,6 +232,9 @@ impl Session<'_, '_> {
         {
             return self.not_finite(error);
         }
+        let mut rules = self.settings.rules;
+        let chance = (self.trainer.vocabulary_tokens() as f64).ln();
+        rules.divergence.chance.get_or_insert(chance);
         while self.trainer.step_number() < steps {
             let progress = match self.step() {
                 Ok(progress) => progress,
@@ -239,7 +242,7 @@ impl Session<'_, '_> {
             };
             let step = progress.step;
             let epoch = self.data.order.as_ref().map_or(0, |order| order.epoch(step - 1));
-            let abort = self.state.observe(self.settings, &progress, epoch);
+            let abort = self.state.observe(&rules, &progress, epoch);
             let going = self.hooks.progress(&progress);
             if let Some(abort) = abort {
                 return Ok(Outcome::Ended(Ending::Aborted { step, abort }));

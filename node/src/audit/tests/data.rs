@@ -73,6 +73,7 @@ fn work() -> FinetuneWork {
         clock: at(10),
         privacy: None,
         plateau_steps: None,
+        precision: None,
     }
 }
 

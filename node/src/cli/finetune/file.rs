@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use allmend_protocol::finetune::{
-    FinetuneWork, Lora, LossOn, MixPart, Optimiser, Privacy, Schedule,
+    self, FinetuneWork, Lora, LossOn, MixPart, Optimiser, Privacy, Schedule,
 };
 use allmend_protocol::ids::Digest;
 use allmend_protocol::job::Terms;
@@ -90,6 +90,15 @@ pub(super) struct Training {
     snapshot_every: u32,
     recompute: bool,
     plateau_steps: Option<u32>,
+    precision: Precision,
+}
+
+/// How products with the frozen weights are computed.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Precision {
+    F32,
+    Bf16,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -137,6 +146,7 @@ impl Default for Training {
             snapshot_every: 20,
             recompute: false,
             plateau_steps: None,
+            precision: Precision::F32,
         }
     }
 }
@@ -222,6 +232,10 @@ impl JobFile {
             clock,
             privacy: self.privacy.as_ref().map(DpSgd::privacy).transpose()?,
             plateau_steps: training.plateau_steps,
+            precision: match training.precision {
+                Precision::F32 => None,
+                Precision::Bf16 => Some(finetune::Precision::Bf16),
+            },
         };
         work.check().map_err(|error| error.to_string())?;
         Ok(work)

@@ -30,7 +30,10 @@ pub fn recipe(work: &FinetuneWork, subjects: u64) -> Recipe {
         clip_norm: (clip > 0.0).then_some(clip),
         seed: work.seed,
         recompute: work.recompute,
-        precision: Precision::default(),
+        precision: match work.precision {
+            None => Precision::F32,
+            Some(finetune::Precision::Bf16) => Precision::Bf16,
+        },
         privacy: work.privacy.as_ref().map(|privacy| Privacy {
             clip_norm: privacy.clip_norm.to_f64(),
             noise_multiplier: privacy.noise_multiplier.to_f64(),

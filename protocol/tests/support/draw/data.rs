@@ -1,7 +1,7 @@
 //! Arbitrary valid bodies around data that stays where it is, and fine-tuning as work.
 
 use allmend_protocol::finetune::{
-    FinetuneWork, Lora, LossOn, MixPart, Optimiser, Privacy, Schedule,
+    FinetuneWork, Lora, LossOn, MixPart, Optimiser, Precision, Privacy, Schedule,
 };
 use allmend_protocol::stewardship::{
     Approval, ApprovalDecision, Contract, Deletion, GateReport, GateStop, LAYERS, PolicyInForce,
@@ -56,6 +56,7 @@ impl Draw {
                 delta: self.scaled(1, 100_000_000_000, -12),
             }),
             plateau_steps: if private { None } else { self.maybe(|d| d.u32().max(1)) },
+            precision: self.maybe(|_| Precision::Bf16),
         }
     }
 

@@ -3,7 +3,7 @@
 use allmend_protocol::bytes::ByteString;
 use allmend_protocol::envelope::id_of;
 use allmend_protocol::finetune::{
-    FinetuneInput, FinetuneWork, Lora, LossOn, MixPart, Optimiser, Privacy, Schedule,
+    FinetuneInput, FinetuneWork, Lora, LossOn, MixPart, Optimiser, Precision, Privacy, Schedule,
 };
 use allmend_protocol::ids::{Digest, MessageId, PublicKey};
 use allmend_protocol::job::{InferWork, JobSpec, Placement, Terms};
@@ -65,6 +65,7 @@ pub(crate) fn finetune_work() -> FinetuneWork {
         clock: at(20_000),
         privacy: None,
         plateau_steps: None,
+        precision: None,
     }
 }
 
@@ -94,7 +95,12 @@ pub(crate) fn private_work() -> FinetuneWork {
 
 /// On rows that the job brings along.
 pub(crate) fn own_rows_work() -> FinetuneWork {
-    FinetuneWork { datasets: Vec::new(), plateau_steps: Some(100), ..finetune_work() }
+    FinetuneWork {
+        datasets: Vec::new(),
+        plateau_steps: Some(100),
+        precision: Some(Precision::Bf16),
+        ..finetune_work()
+    }
 }
 
 /// Rows that travel sealed.

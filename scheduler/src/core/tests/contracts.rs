@@ -63,6 +63,7 @@ fn work() -> FinetuneWork {
         clock: START,
         privacy: None,
         plateau_steps: None,
+        precision: None,
     }
 }
 

@@ -94,6 +94,7 @@ fn job(world: &World) -> Verified<JobSpec> {
         clock: START,
         privacy: None,
         plateau_steps: None,
+        precision: None,
     };
     world.federation.job(1, |job| job.work = work.to_work())
 }

@@ -14,13 +14,15 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::Value;
 
+use super::Stage;
 use super::wrapper::Case;
-use super::{Stage, plan};
 use crate::tuning::{self, Dataset, Recipe, Steward};
 use crate::world::{Cli, Member, Plan, text};
 
 /// The researcher's home: its node's directory, its institution, its country.
 const HOME: (&str, &str, &str) = ("home", "Home Institute", "DE");
+/// Threads of each node's engine.
+const THREADS: u32 = 2;
 /// The holder of the data.
 const HOLDER: (&str, &str, &str) = ("holder", "Holding Archive", "CH");
 
@@ -74,7 +76,9 @@ impl House {
         set: &[&str],
         prepare: impl FnOnce(&Stage) -> anyhow::Result<()>,
     ) -> anyhow::Result<House> {
-        let mut plans = vec![plan(HOME.0, HOME.1, HOME.2), plan(HOLDER.0, HOLDER.1, HOLDER.2)];
+        // Only one of them computes.
+        let plan = |(name, institution, country)| Plan::new(name, institution, country, THREADS);
+        let mut plans = vec![plan(HOME), plan(HOLDER)];
         plans.extend_from_slice(others);
         for plan in &mut plans {
             plan.set.extend(set.iter().map(|&set| set.to_owned()));

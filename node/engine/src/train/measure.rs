@@ -207,6 +207,15 @@ impl<'a> Trial<'a> {
         let run = rest.len().min(options.run_tokens as usize);
         (run >= options.run_tokens_min as usize).then_some(Self { prompt, rest, run })
     }
+
+    /// Whether the row comes out word for word: as many tokens as must, or all of them up to where the model
+    /// ended its turn, as the row does. What follows the end of a turn is the template's, not the row's.
+    fn comes_out(&self, said: &[u32], options: &MeasureOptions) -> bool {
+        let compared = said.len().min(self.run);
+        let ended = said.len() < self.rest.len().min(options.longest_tokens as usize);
+        let enough = compared == self.run || ended && compared >= options.run_tokens_min as usize;
+        enough && said.get(..compared) == self.rest.get(..compared)
+    }
 }
 
 fn extraction(
@@ -222,7 +231,7 @@ fn extraction(
     let adapted = bench.continuations(&trials, true, options)?;
     measures.rows_tested = trials.len() as u32;
     for ((trial, base), adapted) in trials.iter().zip(&base).zip(&adapted) {
-        let comes_out = |said: &[u32]| said.get(..trial.run) == trial.rest.get(..trial.run);
+        let comes_out = |said: &[u32]| trial.comes_out(said, options);
         measures.extracted_base += u32::from(comes_out(base));
         measures.extracted_adapter += u32::from(comes_out(adapted));
         measures.extracted_new += u32::from(comes_out(adapted) && !comes_out(base));

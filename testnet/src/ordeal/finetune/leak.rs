@@ -20,10 +20,10 @@ use crate::tuning::{self, Dataset, Recipe, Source, policy};
 use crate::world::text;
 
 /// Pages beside the marker's, and how often the marker's is there.
-const PAGES: usize = 36;
+const PAGES: usize = 30;
 const REPEATS: usize = 8;
-/// Steps that learn the marker by heart: some twenty epochs.
-const BY_HEART_STEPS: u32 = 200;
+/// Steps that learn the marker by heart: a dozen epochs, of which each has it several times.
+const BY_HEART_STEPS: u32 = 110;
 /// Steps of the private run.
 const PRIVATE_STEPS: u32 = 12;
 const ANSWER_TOKENS: u32 = 48;
@@ -120,7 +120,7 @@ fn by_heart(source: Source) -> Recipe {
         steps: BY_HEART_STEPS,
         rank: 16,
         targets: all.map(str::to_owned).to_vec(),
-        learning_rate: 3e-3,
+        learning_rate: 2e-3,
         snapshot_every: 50,
         ..Recipe::short(HOLDER.1, source)
     }

@@ -74,3 +74,23 @@ fn bounds_that_cannot_be_meant_are_refused() {
         assert!(bad.check().is_err(), "{bad:?}");
     }
 }
+
+/// Goal: a short answer that was learnt by heart counts although the template has a line feed after it that no
+/// model says.
+#[test]
+fn a_row_comes_out_up_to_the_end_of_its_turn() {
+    let options = MeasureOptions { run_tokens_min: 3, ..MeasureOptions::default() };
+    let rest = [1, 2, 3, 4, 99, 10];
+    let trial = Trial { prompt: &[0], rest: &rest, run: rest.len() };
+    let said = |said: &[u32]| trial.comes_out(said, &options);
+    assert!(said(&rest) && said(&[1, 2, 3, 4, 99]));
+    // Another end, an end too soon to say anything, another word.
+    assert!(!said(&[1, 2, 3, 99]) && !said(&[1, 2]) && !said(&[1, 2, 3, 5, 99]) && !said(&[]));
+    // A long row has come out when enough of it has.
+    let long: Vec<u32> = (0..100).collect();
+    let trial = Trial { prompt: &[0], rest: &long, run: 32 };
+    assert!(trial.comes_out(&long[..64], &options) && trial.comes_out(&long[..40], &options));
+    let mut other = long[..64].to_vec();
+    other[31] = 7;
+    assert!(!trial.comes_out(&other, &options));
+}

@@ -10,7 +10,7 @@
 //! and decides when to stop.
 //!
 //! Around it: [`Texts`] and [`divide`] make [`Row`]s into examples with labels, [`Order`] and [`Subjects`] say which
-//! of them a step sees, [`Losses`] and [`Watch`] say when to stop early, [`measure()`] says what an adapter gives away,
+//! of them a step sees, [`Losses`] says when to stop early, [`measure()`] says what an adapter gives away,
 //! and [`run`] is all of it together, the inside of a training worker.
 //!
 //! # What is the same to the bit

@@ -29,6 +29,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// How often a condition is looked at again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// …and how often when it takes long.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// `name` in the policy of a node that serves the whole federation.
 const OPEN_POLICY: &str = "\n[[policy.allow]]\nname = \"members\"\ninstitutions = [\"*\"]\n";
 
@@ -262,7 +264,8 @@ pub fn wait_for<T>(
         if since.elapsed() > limit {
             bail!("waited {} s in vain for {what}", limit.as_secs());
         }
-        std::thread::sleep(LOOK_EVERY);
+        // Each look starts a process: what takes long is not slowed down by being looked at.
+        std::thread::sleep((since.elapsed() / 50).clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
     }
 }
 

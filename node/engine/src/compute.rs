@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 
 use candle_core::Device;
 
-use crate::candle::CandleDecoder;
+use crate::candle::{self, CandleDecoder};
+use crate::cpu;
 use crate::cpu::forward::CpuDecoder;
 use crate::cpu::isa::Isa;
 use crate::decoder::Decoder;
@@ -65,6 +66,16 @@ impl Compute {
             Self::Candle => "candle-0.11.1-cpu-f32",
             Self::Cuda(_) => "candle-0.11.1-cuda",
             Self::Metal(_) => "candle-0.11.1-metal",
+        }
+    }
+
+    /// What one token of context adds to the cache, over all layers, in bytes.
+    pub(crate) fn cache_bytes_per_token(self, checkpoint: &Checkpoint) -> u64 {
+        match self {
+            Self::Fused(_) => cpu::cache_bytes_per_token(checkpoint),
+            Self::Candle | Self::Cuda(_) | Self::Metal(_) => {
+                candle::cache_bytes_per_token(checkpoint.spec())
+            }
         }
     }
 

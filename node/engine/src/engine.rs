@@ -90,7 +90,8 @@ impl Engine {
     /// before any weight is copied; [`EngineError::Threads`] when the thread count is not the wanted one.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
         let checkpoint = Checkpoint::open(path)?;
-        let info = ModelInfo::of(&checkpoint)?;
+        let mut info = ModelInfo::of(&checkpoint)?;
+        info.cache_bytes_per_token = options.compute.cache_bytes_per_token(&checkpoint);
         let context_tokens =
             options.context_tokens.map_or(info.context_tokens, |cap| cap.min(info.context_tokens));
         let cache_tokens = plan_cache(&info, context_tokens, options)?;

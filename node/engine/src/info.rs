@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::cpu;
+use crate::compute::Compute;
 use crate::error::EngineError;
 use crate::files::checkpoint::Checkpoint;
 use crate::tokenizer;
@@ -104,7 +104,7 @@ impl ModelInfo {
             chat,
             file_bytes,
             weights_bytes: stored + stored / PACKING_SHARE + scratch + FIXED_BYTES,
-            cache_bytes_per_token: cpu::cache_bytes_per_token(spec),
+            cache_bytes_per_token: Compute::default().cache_bytes_per_token(checkpoint),
         })
     }
 }

@@ -67,7 +67,7 @@ pub use crate::template::ChatMessage;
 
 /// Names the arithmetic of this build: two builds with the same name give the same tokens for the same
 /// request. It changes whenever an order of operations may have.
-pub const NUMERICS_VERSION: &str = "allmend-cpu-1";
+pub const NUMERICS_VERSION: &str = "allmend-cpu-2";
 
 /// Environment variable from which the number of computing threads is taken when a process first
 /// computes.

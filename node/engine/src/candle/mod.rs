@@ -22,6 +22,7 @@ use self::adapters::{Adapters, Span};
 use self::attention::Attended;
 use self::ops::Angles;
 use self::pages::Pages;
+pub(crate) use self::pages::cache_bytes_per_token;
 use self::weights::{Matrix, NormWeight};
 use crate::adapter::Target;
 use crate::decoder::{Batch, Decoder, Output, PAGE_TOKENS, Row};

@@ -18,6 +18,12 @@ struct LayerPages {
     values: Tensor,
 }
 
+/// What one token adds to the cache, over all layers, in bytes.
+pub(crate) fn cache_bytes_per_token(spec: &ModelSpec) -> u64 {
+    // Descriptions bound every factor far below what could overflow together.
+    2 * (spec.layers.len() * spec.kv_heads * spec.head_dim * DType::F32.size_in_bytes()) as u64
+}
+
 impl Pages {
     /// Zeroed pages. On a CPU the operating system gives memory only as they are written.
     pub(super) fn new(

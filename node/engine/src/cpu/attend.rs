@@ -71,7 +71,7 @@ impl Pass<'_> {
         // SAFETY: the phase: each row and head is written once, and attended to only after the next barrier, or, where every
         // sequence has one row, by this same unit. Slots of one page that are written at the same time belong
         // to different rows.
-        unsafe { self.pages.write(page, index, kv_head, position % LANES, key, value) };
+        unsafe { self.pages.write(self.isa, (page, index, kv_head), position % LANES, key, value) };
     }
 
     /// Attention of one unit.

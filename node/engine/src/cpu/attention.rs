@@ -5,11 +5,13 @@
 //! Queries that share pages (the heads of a group, neighbouring rows of a prompt) are taken together
 //! only so that a page is loaded once for all of them.
 
+use std::marker::PhantomData;
+
 use super::isa::Work;
-use super::kernels::{Simd, prefetch};
+use super::kernels::{Element, F16, F32, Simd, prefetch};
 use super::lanes::{self, LANES, Sixteen};
 use super::math;
-use super::pages::Pages;
+use super::pages::{CacheType, Pages};
 use crate::decoder::PageId;
 
 /// What one query sees.
@@ -74,8 +76,12 @@ impl Work for Attention<'_> {
         assert!(last < self.pages.len(), "pages of all that is seen");
         assert!(self.queries.len() >= count * stride && self.out.len() >= count * stride);
         assert!(self.scores.len() >= scores_len(count, pages));
+        let kept = self.memory.kept();
         let mut seen = Seen { attention: self, first, pages, stride };
-        seen.run(s, count);
+        match kept {
+            CacheType::F32 => seen.run::<S, F32>(s, count),
+            CacheType::F16 => seen.run::<S, F16>(s, count),
+        }
     }
 }
 
@@ -90,35 +96,37 @@ struct Seen<'a> {
 }
 
 /// A group of queries on one page: scores, in a function of its own for each number of queries.
-struct Scores<'s, 'a, const Q: usize> {
+struct Scores<'s, 'a, E, const Q: usize> {
     seen: &'s mut Seen<'a>,
     page: usize,
     at: usize,
+    kept: PhantomData<E>,
 }
 
-impl<const Q: usize> Work for Scores<'_, '_, Q> {
+impl<E: Element, const Q: usize> Work for Scores<'_, '_, E, Q> {
     type Output = usize;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
-        self.seen.scores::<S, Q>(s, self.page, self.at);
+        self.seen.scores::<S, E, Q>(s, self.page, self.at);
         Q
     }
 }
 
 /// A group of queries on one page: weighted values.
-struct Values<'s, 'a, const Q: usize> {
+struct Values<'s, 'a, E, const Q: usize> {
     seen: &'s mut Seen<'a>,
     page: usize,
     at: usize,
+    kept: PhantomData<E>,
 }
 
-impl<const Q: usize> Work for Values<'_, '_, Q> {
+impl<E: Element, const Q: usize> Work for Values<'_, '_, E, Q> {
     type Output = usize;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
-        self.seen.values::<S, Q>(s, self.page, self.at);
+        self.seen.values::<S, E, Q>(s, self.page, self.at);
         Q
     }
 }
@@ -140,17 +148,17 @@ impl Work for Softmax<'_, '_> {
 
 impl Seen<'_> {
     #[inline(always)]
-    fn run<S: Simd>(&mut self, s: S, count: usize) {
+    fn run<S: Simd, E: Element>(&mut self, s: S, count: usize) {
         // Groups of as many queries as fit the registers; the branches of other instruction sets are not even
         // compiled.
-        (0..PAGES_AHEAD).for_each(|page| self.fetch(page, Pages::keys));
+        (0..PAGES_AHEAD).for_each(|page| self.fetch::<E>(page, Pages::keys));
         for page in 0..self.pages {
-            self.fetch(page + PAGES_AHEAD, Pages::keys);
+            self.fetch::<E>(page + PAGES_AHEAD, Pages::keys);
             let mut at = 0;
             while at < count {
                 macro_rules! take {
                     ($count:literal) => {
-                        s.run(Scores::<$count> { seen: self, page, at })
+                        s.run(Scores::<E, $count> { seen: self, page, at, kept: PhantomData })
                     };
                 }
                 at += if const { S::LANES == LANES } {
@@ -167,18 +175,18 @@ impl Seen<'_> {
                 };
             }
         }
-        (0..PAGES_AHEAD).for_each(|page| self.fetch(page, Pages::values));
+        (0..PAGES_AHEAD).for_each(|page| self.fetch::<E>(page, Pages::values));
         for query in 0..count {
             s.run(Softmax { seen: self, query });
         }
         self.attention.out[..count * self.stride].fill(0.0);
         for page in 0..self.pages {
-            self.fetch(page + PAGES_AHEAD, Pages::values);
+            self.fetch::<E>(page + PAGES_AHEAD, Pages::values);
             let mut at = 0;
             while at < count {
                 macro_rules! take {
                     ($count:literal) => {
-                        s.run(Values::<$count> { seen: self, page, at })
+                        s.run(Values::<E, $count> { seen: self, page, at, kept: PhantomData })
                     };
                 }
                 at += if const { S::LANES == LANES } {
@@ -201,17 +209,18 @@ impl Seen<'_> {
 
     /// Asks for one page's keys or values, where there is such a page.
     #[inline(always)]
-    fn fetch(&self, page: usize, of: impl Fn(&Pages, PageId, usize, usize) -> *mut f32) {
+    fn fetch<E: Element>(&self, page: usize, of: impl Fn(&Pages, PageId, usize, usize) -> *mut u8) {
         let a = &self.attention;
         if page < self.pages {
             let from = of(a.memory, a.pages[self.first + page], a.layer, a.head);
-            (0..self.stride).for_each(|line| prefetch(from.wrapping_add(line * LANES).cast()));
+            let bytes = self.stride * LANES * E::BYTES;
+            (0..bytes).step_by(64).for_each(|at| prefetch(from.wrapping_add(at)));
         }
     }
 
     /// Scores of queries `at..at + Q` on one page.
     #[inline(always)]
-    fn scores<S: Simd, const Q: usize>(&mut self, s: S, page: usize, at: usize) {
+    fn scores<S: Simd, E: Element, const Q: usize>(&mut self, s: S, page: usize, at: usize) {
         let a = &self.attention;
         let keys = a.memory.keys(a.pages[self.first + page], a.layer, a.head).cast_const();
         let queries = a.queries[at * self.stride..(at + Q) * self.stride].as_ptr();
@@ -223,8 +232,8 @@ impl Seen<'_> {
             // layer and head: `Attention` is only run when all keys and values that it sees are there.
             unsafe {
                 let key = [
-                    lanes::load_at(s, keys.add(i * LANES)),
-                    lanes::load_at(s, keys.add((i + 1) * LANES)),
+                    lanes::load_as::<S, E>(s, keys.add(i * LANES * E::BYTES)),
+                    lanes::load_as::<S, E>(s, keys.add((i + 1) * LANES * E::BYTES)),
                 ];
                 for q in 0..Q {
                     let query = queries.add(q * self.stride + i);
@@ -297,7 +306,7 @@ impl Seen<'_> {
 
     /// Adds the values of one page to the outputs of queries `at..at + Q`.
     #[inline(always)]
-    fn values<S: Simd, const Q: usize>(&mut self, s: S, page: usize, at: usize) {
+    fn values<S: Simd, E: Element, const Q: usize>(&mut self, s: S, page: usize, at: usize) {
         // What lies beyond every query's sight may be another sequence's remains, or nothing: its weight is
         // zero, but zero times what is not a number is not zero.
         let base = (self.first + page) * LANES;
@@ -311,11 +320,11 @@ impl Seen<'_> {
             unsafe {
                 match self.stride - column {
                     left if left >= 4 * S::LANES => {
-                        self.columns::<S, Q, 4>(s, page, at, first..end, column);
+                        self.columns::<S, E, Q, 4>(s, page, at, first..end, column);
                         column += 4 * S::LANES;
                     }
                     _ => {
-                        self.columns::<S, Q, 1>(s, page, at, first..end, column);
+                        self.columns::<S, E, Q, 1>(s, page, at, first..end, column);
                         column += S::LANES;
                     }
                 }
@@ -328,7 +337,7 @@ impl Seen<'_> {
     /// # Safety
     /// `column + C * S::LANES <= stride`, and slots are at most sixteen.
     #[inline(always)]
-    unsafe fn columns<S: Simd, const Q: usize, const C: usize>(
+    unsafe fn columns<S: Simd, E: Element, const Q: usize, const C: usize>(
         &mut self,
         s: S,
         page: usize,
@@ -351,8 +360,9 @@ impl Seen<'_> {
                 }
             }
             for slot in slots {
-                let from = values.add(slot * self.stride + column);
-                let value: [S::F; C] = std::array::from_fn(|c| s.load(from.add(c * S::LANES)));
+                let from = values.add((slot * self.stride + column) * E::BYTES);
+                let value: [S::F; C] =
+                    std::array::from_fn(|c| E::load(s, from.add(c * S::LANES * E::BYTES)));
                 for (q, acc) in acc.iter_mut().enumerate() {
                     let weight = s.splat(*weights.add(q * row + page * LANES + slot));
                     for (acc, value) in acc.iter_mut().zip(value) {

@@ -6,7 +6,7 @@ use super::isa::Isa;
 use super::kernels::QuantBlock;
 use super::lowrank::{Adapters, PackedAdapter};
 use super::pack::blocks_per_row;
-use super::pages::Pages;
+use super::pages::{CacheShape, Pages};
 use super::pass::Pass;
 use super::plan::Plan;
 use super::shared::Shared;
@@ -94,8 +94,7 @@ impl CpuDecoder {
         let mut team = Team::new(threads).map_err(io)?;
         let weights = Weights::load(checkpoint, &mut team)?;
         let spec = checkpoint.spec().clone();
-        let pages =
-            Pages::new(pages, spec.layers.len(), spec.kv_heads, spec.head_dim).map_err(io)?;
+        let pages = Pages::new(pages, CacheShape::of(checkpoint)).map_err(io)?;
         let slopes = match spec.attention.alibi {
             true => alibi_slopes(spec.heads),
             false => vec![0.0; spec.heads],

@@ -1,7 +1,7 @@
 //! Reductions over vectors in the one order that all instruction sets can follow: sixteen lanes, lane `i % 16`
 //! for element `i`, joined at the end as 8 + 8, 4 + 4, 2 + 2 and 1 + 1.
 
-use super::kernels::Simd;
+use super::kernels::{Element, Simd};
 
 /// Lanes of every reduction, however many a register has.
 pub(crate) const LANES: usize = 16;
@@ -52,6 +52,20 @@ pub(crate) unsafe fn load_at<S: Simd>(s: S, from: *const f32) -> Sixteen<S> {
     for (i, out) in out.iter_mut().enumerate().take(LANES / S::LANES) {
         // SAFETY: `(i + 1) * S::LANES <= 16`.
         *out = unsafe { s.load(from.add(i * S::LANES)) };
+    }
+    out
+}
+
+/// Reads sixteen values of type `E`, widened.
+///
+/// # Safety
+/// `from` is valid for reads of sixteen of them.
+#[inline(always)]
+pub(crate) unsafe fn load_as<S: Simd, E: Element>(s: S, from: *const u8) -> Sixteen<S> {
+    let mut out = splat(s, 0.0);
+    for (i, out) in out.iter_mut().enumerate().take(LANES / S::LANES) {
+        // SAFETY: `(i + 1) * S::LANES <= 16`.
+        *out = unsafe { E::load(s, from.add(i * S::LANES * E::BYTES)) };
     }
     out
 }

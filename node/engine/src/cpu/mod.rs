@@ -29,11 +29,11 @@ mod stage;
 mod team;
 mod weights;
 
-use self::pages::Pages;
+use self::pages::CacheShape;
 use crate::decoder::PAGE_TOKENS;
-use crate::spec::ModelSpec;
+use crate::files::checkpoint::Checkpoint;
 
 /// What one token adds to the cache, over all layers, in bytes.
-pub(crate) fn cache_bytes_per_token(spec: &ModelSpec) -> u64 {
-    Pages::bytes_per_page(spec.layers.len(), spec.kv_heads, spec.head_dim) / PAGE_TOKENS as u64
+pub(crate) fn cache_bytes_per_token(checkpoint: &Checkpoint) -> u64 {
+    CacheShape::of(checkpoint).bytes_per_page() / PAGE_TOKENS as u64
 }

@@ -159,6 +159,12 @@ impl Checkpoint {
         (self.format == Format::Gguf).then(|| Gguf::parse(bytes).ok()).flatten()
     }
 
+    /// Whether any weights are stored in blocks of small integers.
+    pub(crate) fn quantised(&self) -> bool {
+        let mut types = self.tensors.values().filter_map(|stored| stored.dtype.as_ref().ok());
+        types.any(|dtype| dtype.block_size() > 1)
+    }
+
     /// Storage type, elements and bytes of every tensor, for planning memory.
     pub(crate) fn sizes(&self) -> impl Iterator<Item = (&str, u64, u64)> {
         self.tensors.values().map(|stored| {

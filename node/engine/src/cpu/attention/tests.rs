@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::cpu::isa::Isa;
+use crate::cpu::pages::CacheShape;
+use crate::cpu::pages::tests::shape;
 
 struct Noise(u32);
 
@@ -26,27 +28,40 @@ struct Cache {
     values: Vec<Vec<f32>>,
 }
 
+/// What is left of values when they are kept.
+fn kept_as(kept: CacheType, values: Vec<f32>) -> Vec<f32> {
+    match kept {
+        CacheType::F32 => values,
+        CacheType::F16 => values.into_iter().map(|x| half::f16::from_f32(x).to_f32()).collect(),
+    }
+}
+
+const TYPES: [CacheType; 2] = [CacheType::F32, CacheType::F16];
+
 const LAYER: usize = 1;
 const HEAD: usize = 1;
 
 impl Cache {
-    fn new(len: usize, head_dim: usize, noise: &mut Noise) -> Self {
+    fn new(len: usize, head_dim: usize, kept: CacheType, noise: &mut Noise) -> Self {
         let pages = len.div_ceil(16);
-        let memory = Pages::new(2 * pages + 1, 2, 2, head_dim).unwrap();
+        let shape = CacheShape { kept, ..shape(2, 2, head_dim) };
+        let memory = Pages::new(2 * pages + 1, shape).unwrap();
         let table: Vec<PageId> = (0..pages as PageId).rev().map(|page| 2 * page + 1).collect();
         let garbage = vec![f32::NAN; memory.stride()];
-        let (keys, values): (Vec<_>, Vec<_>) =
-            (0..len).map(|_| (noise.vector(head_dim), noise.vector(head_dim))).unzip();
+        let (keys, values): (Vec<_>, Vec<_>) = (0..len)
+            .map(|_| [(); 2].map(|()| kept_as(kept, noise.vector(head_dim))).into())
+            .unzip();
         // SAFETY: one thread.
         unsafe {
             for page in 0..memory.count() as PageId {
                 for slot in 0..16 {
-                    memory.write(page, LAYER, HEAD, slot, &garbage, &garbage);
+                    memory.write(Isa::Portable, (page, LAYER, HEAD), slot, &garbage, &garbage);
                 }
             }
             for position in 0..len {
                 let (page, slot) = (table[position / 16], position % 16);
-                memory.write(page, LAYER, HEAD, slot, &keys[position], &values[position]);
+                let (key, value) = (&keys[position], &values[position]);
+                memory.write(Isa::Portable, (page, LAYER, HEAD), slot, key, value);
             }
         }
         Self { memory, table, keys, values }
@@ -125,9 +140,10 @@ const PLAIN: Scoring = Scoring { scale: 0.125, soft_cap: None };
 /// not seen does not matter, not even if it is not a number.
 #[test]
 fn agrees_with_the_formula_at_every_edge() {
-    for head_dim in [8, 16, 24, 64, 80, 96, 128] {
+    let dims = [8, 16, 24, 64, 80, 96, 128];
+    for (head_dim, kept) in dims.into_iter().flat_map(|dim| TYPES.map(|kept| (dim, kept))) {
         let mut noise = Noise(7 + head_dim as u32);
-        let cache = Cache::new(70, head_dim, &mut noise);
+        let cache = Cache::new(70, head_dim, kept, &mut noise);
         let capped = Scoring { scale: 0.3, soft_cap: Some(2.0) };
         for (scoring, slope) in [(PLAIN, 0.0), (capped, 0.0), (PLAIN, 0.25)] {
             for sight in sights(70) {
@@ -146,9 +162,9 @@ fn agrees_with_the_formula_at_every_edge() {
 /// Goal: a query's bits depend neither on those it is taken together with, nor on the instruction set.
 #[test]
 fn bits_depend_on_the_query_alone() {
-    for head_dim in [8, 64, 80] {
+    for (head_dim, kept) in [8, 64, 80].into_iter().flat_map(|dim| TYPES.map(|kept| (dim, kept))) {
         let mut noise = Noise(3);
-        let cache = Cache::new(70, head_dim, &mut noise);
+        let cache = Cache::new(70, head_dim, kept, &mut noise);
         for count in [1, 2, 3, 5, 7, 8, 13, 24] {
             // Rows of a prompt, some with a window: together they see pages that some of them do not.
             let sights: Vec<Sight> = (0..count)

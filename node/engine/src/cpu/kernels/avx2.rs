@@ -72,6 +72,9 @@ impl Simd for Avx2 {
         fn load(from: *const f32) -> __m256 { _mm256_loadu_ps(from) }
         fn store(to: *mut f32, x: __m256) { _mm256_storeu_ps(to, x) }
         fn load_f16(from: *const u8) -> __m256 { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        fn store_f16(to: *mut u8, x: __m256) {
+            _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
+        }
         fn load_bf16(from: *const u8) -> __m256 {
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(
                 _mm_loadu_si128(from.cast()),
@@ -184,11 +187,5 @@ impl Simd for Avx2 {
                 _mm256_storeu_ps(to.add((4 + j) * to_stride), _mm256_permute2f128_ps::<0x31>(a, b));
             }
         }
-    }
-
-    #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        // SAFETY: a prefetch does not fault, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }

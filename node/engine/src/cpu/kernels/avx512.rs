@@ -80,6 +80,12 @@ impl Simd for Avx512 {
         fn load(from: *const f32) -> __m512 { _mm512_loadu_ps(from) }
         fn store(to: *mut f32, x: __m512) { _mm512_storeu_ps(to, x) }
         fn load_f16(from: *const u8) -> __m512 { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        fn store_f16(to: *mut u8, x: __m512) {
+            _mm256_storeu_si256(
+                to.cast(),
+                _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x),
+            )
+        }
         fn load_bf16(from: *const u8) -> __m512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
                 _mm256_loadu_si256(from.cast()),
@@ -194,10 +200,5 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn end(self, sum: __m512i) -> __m512i {
         sum
-    }
-    #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        // SAFETY: a prefetch does not fault, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }

@@ -7,25 +7,26 @@
 
 use std::marker::PhantomData;
 
+use super::prefetch;
 use super::product::Results;
 use super::simd::Simd;
 use crate::cpu::isa::Work;
 use crate::cpu::pack::layout::TILE_ROWS;
 
-/// A float element type as it lies in a tile.
-pub(super) trait Element {
-    /// Bytes of one weight.
+/// A float element type as it lies in memory.
+pub(crate) trait Element {
+    /// Bytes of one value.
     const BYTES: usize;
 
-    /// Reads one vector of weights.
+    /// Reads one vector of values.
     ///
     /// # Safety
     /// `from` is valid for reads of `LANES` elements.
     unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F;
 }
 
-pub(super) struct F32;
-pub(super) struct F16;
+pub(crate) struct F32;
+pub(crate) struct F16;
 pub(super) struct Bf16;
 
 impl Element for F32 {
@@ -146,7 +147,7 @@ unsafe fn panels<S: Simd, E: Element, const T: usize, const R: usize>(
             // What begins with sums was turned just now, and is not followed by the next tile.
             if R == 1 && first == 0 && !begun {
                 for line in (0..TILE_ROWS * E::BYTES).step_by(64) {
-                    s.prefetch(at.wrapping_add(AHEAD + line));
+                    prefetch(at.wrapping_add(AHEAD + line));
                 }
             }
             let weights: [S::F; T] =

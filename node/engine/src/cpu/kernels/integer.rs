@@ -13,6 +13,7 @@
 
 use std::marker::PhantomData;
 
+use super::prefetch;
 use super::product::Results;
 use super::quantise::QuantBlock;
 use super::simd::Simd;
@@ -100,7 +101,7 @@ unsafe fn panels<S: Simd, L: Format, const T: usize, const R: usize>(
             let at = tile.add(block * layout.bytes());
             for sub in 0..layout.subs {
                 if R <= 2 && first == 0 {
-                    prefetch::<S, L>(s, at, sub);
+                    prefetch_block::<L>(at, sub);
                 }
                 let x = rows.add(block * layout.subs + sub);
                 if layout.segment == BLOCK {
@@ -123,12 +124,12 @@ unsafe fn panels<S: Simd, L: Format, const T: usize, const R: usize>(
 /// not ask for all its lines at once. The tiles of a matrix follow one another, so this runs into
 /// the next tile at the end of one.
 #[inline(always)]
-fn prefetch<S: Simd, L: Format>(s: S, at: *const u8, sub: usize) {
-    const AHEAD: usize = 8192;
+fn prefetch_block<L: Format>(at: *const u8, sub: usize) {
+    const AHEAD: usize = 4096;
     let share = const { (L::LAYOUT.bytes() / L::LAYOUT.subs).next_multiple_of(64) };
     let start = at.wrapping_add(AHEAD + L::LAYOUT.bytes() / L::LAYOUT.subs * sub);
     for line in (0..share).step_by(64) {
-        s.prefetch(start.wrapping_add(line));
+        prefetch(start.wrapping_add(line));
     }
 }
 

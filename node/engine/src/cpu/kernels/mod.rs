@@ -22,14 +22,15 @@ mod tests;
 pub use self::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use self::avx512::Avx512;
+pub(crate) use self::float::{Element, F16, F32};
 pub use self::portable::Portable;
 pub(crate) use self::portable::{bf16_to_f32, f16_to_f32};
 pub use self::product::{Input, Output, Product, Then};
 pub use self::quantise::{QuantBlock, quantise_row};
 pub use self::simd::Simd;
 
-/// Asks for a cache line that is needed soon, into the second-level cache; any address will do. Nothing happens where the
-/// kernels know no such instruction.
+/// Asks for a cache line that is needed soon; any address will do. Into the second-level cache: the first level has few places for what
+/// is under way, and the loads of what is computed now need them. Nothing happens where the kernels know no such instruction.
 #[inline(always)]
 pub(crate) fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]

@@ -33,6 +33,23 @@ pub(crate) fn f16_to_f32(half: u16) -> f32 {
     f32::from_bits(sign | if exponent == 31 { special } else { finite })
 }
 
+/// Rounds to IEEE half precision, to the nearest, ties to even; too large becomes infinite.
+#[inline]
+pub(crate) fn f32_to_f16(x: f32) -> u16 {
+    let sign = (x.to_bits() >> 16) as u16 & 0x8000;
+    let magnitude = x.to_bits() & 0x7fff_ffff;
+    // As in the other direction, without a branch. Below the normal halves the units are of 2^-24: adding a half rounds
+    // to them, because that is what the last bit of an f32 of that size stands for.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits() - 0x3f00_0000;
+    let odd = magnitude >> 13 & 1;
+    // Modulo 2^32: what wraps is not selected.
+    let normal = magnitude.wrapping_add(0xc800_0fff).wrapping_add(odd) >> 13;
+    let finite = if magnitude < 0x3880_0000 { subnormal } else { normal };
+    let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+    // From halfway between the largest half and what would come next.
+    sign | if magnitude >= 0x477f_f000 { special } else { finite as u16 }
+}
+
 /// Widens a bfloat16 value exactly.
 pub(crate) fn bf16_to_f32(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
@@ -109,6 +126,11 @@ impl Simd for Portable {
     unsafe fn load_f16(self, from: *const u8) -> F {
         // SAFETY: the caller's promise.
         map(unsafe { from.cast::<[u16; LANES]>().read_unaligned() }, f16_to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u8, x: F) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(map(x, f32_to_f16)) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u8) -> F {
@@ -288,9 +310,6 @@ impl Simd for Portable {
     fn dot_bytes(self, sum: I, weights: W, activations: W) -> I {
         self.dot(sum, weights, activations)
     }
-
-    #[inline(always)]
-    fn prefetch(self, _at: *const u8) {}
 }
 
 #[cfg(test)]

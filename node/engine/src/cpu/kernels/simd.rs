@@ -58,6 +58,11 @@ pub trait Simd: Copy {
     /// # Safety
     /// `from` is valid for reads of `LANES` u16; it need not be aligned.
     unsafe fn load_f16(self, from: *const u8) -> Self::F;
+    /// Writes values as IEEE half precision, rounded to the nearest, ties to even. What is not a number stays so.
+    ///
+    /// # Safety
+    /// `to` is valid for writes of `LANES` u16; it need not be aligned.
+    unsafe fn store_f16(self, to: *mut u8, x: Self::F);
     /// Reads `LANES` bfloat16 values, widened exactly.
     ///
     /// # Safety
@@ -182,7 +187,4 @@ pub trait Simd: Copy {
             }
         }
     }
-
-    /// Asks for the cache line at `at`; any address will do.
-    fn prefetch(self, at: *const u8);
 }

@@ -5,11 +5,57 @@ use candle_core::quantized::GgmlDType;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Work};
 use crate::cpu::math::Activation;
 use crate::cpu::pack::mapped::MappedRows;
 use crate::cpu::pack::tests::{TYPES, weights};
 use crate::cpu::pack::{InputKind, Order, PackedMatrix, RawMatrix, blocks_per_row};
+
+/// Every value rounded to half precision.
+struct Halve<'a>(&'a [f32]);
+
+impl Work for Halve<'_> {
+    type Output = Vec<u16>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<u16> {
+        let mut out = vec![0u16; self.0.len()];
+        assert!(out.len().is_multiple_of(16), "whole vectors");
+        for at in (0..out.len()).step_by(S::LANES) {
+            // SAFETY: as many values follow in both.
+            unsafe {
+                s.store_f16(out.as_mut_ptr().add(at).cast(), s.load(self.0.as_ptr().add(at)))
+            };
+        }
+        out
+    }
+}
+
+/// Goal: rounding to half precision is the nearest one, ties to even, on every instruction set. Method: against the crate `half`, at
+/// every half-precision value, halfway between neighbours, and a bit beside both.
+#[test]
+fn rounding_to_half_precision_is_exact() {
+    let steps = (0..=0x7bffu16).flat_map(|bits| {
+        let (here, next) = (f16_to_f32(bits), f16_to_f32(bits + 1));
+        let between = match next.is_finite() {
+            true => (here + next) / 2.0,
+            false => 65_520.0,
+        };
+        let beside = |x: f32| [x.next_down(), x, x.next_up(), -x];
+        [beside(here), beside(between)].concat()
+    });
+    let extremes =
+        [1e30, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, 1e-45, -0.0, 0.0];
+    let values: Vec<f32> = steps.chain(extremes).chain([1.0; 8]).collect();
+    for isa in Isa::available() {
+        for (value, out) in values.iter().zip(isa.run(Halve(&values))) {
+            let expected = half::f16::from_f32_const(*value).to_bits();
+            assert_eq!(out, expected, "{value:e} on {isa:?}");
+        }
+        let none = isa.run(Halve(&[f32::NAN; 16]));
+        assert!(none.iter().all(|bits| f16_to_f32(*bits).is_nan()), "{isa:?}");
+    }
+}
 
 /// Rows of `columns` activations of very different sizes, the same for the same arguments.
 fn activations(rows: usize, columns: usize) -> Vec<f32> {

@@ -23,6 +23,11 @@ pub use self::member::{Member, Plan};
 pub use self::model::{MODEL, Model, PulledFrom};
 pub use self::ports::Ports;
 
+/// Tests that start programs, and tests that must not share sockets with one: a child that was forked and has not become its program
+/// yet holds a copy of every socket.
+#[cfg(test)]
+static FORKS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// How long a condition is waited for that needs no computing, such as a node being up.
 pub const SOON: Duration = Duration::from_secs(30);
 /// How long the processes of a node that has ended may take to be gone.

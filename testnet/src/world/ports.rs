@@ -86,6 +86,7 @@ mod tests {
 
     #[test]
     fn ports_are_free_different_and_seen_when_taken() {
+        let _alone = crate::world::FORKS.lock();
         let ports = Ports::choose().unwrap();
         assert_ne!(ports.control_udp, ports.bulk_udp);
         assert_eq!(ports.held(), []);

@@ -239,6 +239,7 @@ mod tests {
     /// Goal: killing a group kills what its leader started, and what escapes is seen.
     #[test]
     fn a_dropped_group_takes_its_descendants_along() {
+        let _alone = crate::world::FORKS.lock();
         let mut command = Command::new("sh");
         command.stdout(std::process::Stdio::piped());
         let script = "sleep 60 & sleep 60 & echo started; wait";

@@ -1,6 +1,6 @@
 //! Writes ggml blocks into tiles, and reads single rows back out of them.
 
-use super::ggml::{self, Sub};
+use super::ggml::{self, Codes};
 use super::layout::{BLOCK, Format, HALF_ROWS, Layout, SubScales, TILE_ROWS};
 use crate::cpu::kernels::f16_to_f32;
 
@@ -27,12 +27,18 @@ fn write_block<F: Format>(block: &[u8], out: &mut [u8], row: usize) {
     if layout.min {
         put(out, layout.mins_at() + 2 * row, &min.to_le_bytes());
     }
-    for sub in 0..layout.subs {
-        let codes = ggml::sub(dtype, block, sub);
-        write_codes(&layout, &codes.codes, out, sub, row);
-        if layout.sub_scales != SubScales::None {
-            write_sub_scales(&layout, &codes, out, sub, row);
+    if layout.sub_scales != SubScales::None {
+        let segments = ggml::segments(dtype, block);
+        for segment in 0..layout.segments() {
+            let at = segment * TILE_ROWS + row;
+            out[at] = segments.scales[segment];
+            if layout.min {
+                out[layout.sub_mins_at() + at] = segments.mins[segment];
+            }
         }
+    }
+    for sub in 0..layout.subs {
+        write_codes(&layout, &ggml::codes(dtype, block, sub), out, sub, row);
     }
 }
 
@@ -89,7 +95,7 @@ fn put<const N: usize>(out: &mut [u8], at: usize, bytes: &[u8; N]) {
 
 /// Spreads eight words of codes over the planes.
 #[inline(always)]
-fn write_codes(layout: &Layout, codes: &[u32; 8], out: &mut [u8], sub: usize, row: usize) {
+fn write_codes(layout: &Layout, codes: &Codes, out: &mut [u8], sub: usize, row: usize) {
     let (half, byte) = (row / HALF_ROWS, row % HALF_ROWS * 4);
     let low = layout.low_at(sub, half) + byte;
     match layout.low_bits {
@@ -120,23 +126,11 @@ fn write_codes(layout: &Layout, codes: &[u32; 8], out: &mut [u8], sub: usize, ro
 }
 
 #[inline(always)]
-fn write_pairs(codes: &[u32; 8], shift: u32, out: &mut [u8], at: usize) {
+fn write_pairs(codes: &Codes, shift: u32, out: &mut [u8], at: usize) {
     for vector in 0..2 {
         let bits = (0..4)
             .fold(0, |bits, i| bits | (codes[4 * vector + i] >> shift & 0x0303_0303) << (2 * i));
         put(out, at + 64 * vector, &bits.to_le_bytes());
-    }
-}
-
-#[inline(always)]
-fn write_sub_scales(layout: &Layout, codes: &Sub, out: &mut [u8], sub: usize, row: usize) {
-    let per_sub = BLOCK / layout.segment;
-    for i in 0..per_sub {
-        let at = (sub * per_sub + i) * TILE_ROWS + row;
-        out[at] = codes.scales[i];
-        if layout.min {
-            out[layout.sub_mins_at() + at] = codes.mins[i];
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::cpu::pack::mapped::Halves;
 /// cache.
 const RUN: usize = 64;
 /// Up to how many rows of activations count as few.
-const FEW_ROWS: usize = 2;
+const FEW_ROWS: usize = 6;
 
 thread_local! {
     /// A whole tile, turned, for many rows of activations.
@@ -70,9 +70,20 @@ impl InPlace<'_> {
                 // as the product: `Product::check`.
                 unsafe {
                     let (tile, begun, results) = (run.0.as_ptr().cast(), from > 0, &mut results);
+                    macro_rules! rows {
+                        ($count:literal) => {
+                            Tile::<float::F32, $count>::run(
+                                s, tile, count, x, columns, begun, results,
+                            )
+                        };
+                    }
                     match part.product.rows {
-                        1 => Tile::<float::F32, 1>::run(s, tile, count, x, columns, begun, results),
-                        _ => Tile::<float::F32, 2>::run(s, tile, count, x, columns, begun, results),
+                        1 => rows!(1),
+                        2 => rows!(2),
+                        3 => rows!(3),
+                        4 => rows!(4),
+                        5 => rows!(5),
+                        _ => rows!(6),
                     }
                 }
             }

@@ -427,7 +427,7 @@ fn weights_in_place_are_as_good_as_packed() {
         }
         let then = if order == Order::Gated { Then::Gate(Activation::Silu) } else { Then::Add };
         let x = activations(17, columns);
-        for rows in [1, 2, 3, 4, 8, 17] {
+        for rows in [1, 2, 3, 4, 5, 6, 8, 17] {
             let expected = bits(&product(Isa::Portable, &packed, &x, rows, None, then));
             for isa in Isa::available() {
                 let found = bits(&product(isa, &in_place, &x, rows, None, then));
